@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-2.0
+# The only interface: each verb is a tool in tools/. `make` prints help.
+
+verbs := kernel test boot refresh series tree selftests
+
+# On the command line or in the environment; the tools read them there.
+export LINUX OUT BUILD KERNEL T G LIST J KVM SCALE FORCE QEMU_ARGS
+ifneq ($(origin CC),default)
+export CC
+endif
+
+help:
+	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
+
+$(verbs):
+	@tools/$@
+
+clean:
+	rm -rf $(or $(BUILD),build)
+
+.PHONY: help clean $(verbs)
+
+#: make kernel    the patched kernel: tree in build/linux, image at build/out/bzImage
+#: make test      the tests, from nothing; last line "N passed, N failed, N skipped"
+#: make boot      a shell in the guest
+#: make refresh   commits of build/linux back into patches/ and linux/
+#: make series    the series as numbered mails in build/out/series/
+#: make clean     remove build/
+#:
+#: Variables: T=name[,name] or G=group[,group] choose tests (tests/list), KERNEL=normal|modular|debug|base the kernel,
+#: J=N jobs, KVM=tcg|auto|hw the machine, FORCE=1 discards commits of build/linux that were not written back.
+#: LINUX=, OUT=, BUILD= use a kernel tree of your own as it is, its object folder, and another work folder.

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+# Sourced by every tool: where things are, headings with the elapsed time, and how to fail.
+# shellcheck disable=SC2034 # what is set here is used by the tools
+
+set -euo pipefail
+export LC_ALL=C TZ=UTC
+
+TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$TOP" || exit 2
+
+# What the user may set (see make help) becomes the names used inside: a tool that calls a tool passes on what the
+# user said, never what was derived from it.
+BUILD=$(realpath -m "${BUILD:-build}")
+KERNEL=${KERNEL:-normal}
+OWN_TREE=${LINUX:+yes}
+TREE=$(realpath -m "${LINUX:-$BUILD/linux}")
+KOUT=$(realpath -m "${OUT:-$BUILD/out/$KERNEL}")
+J=${J:-$(nproc)}
+LOGS=$BUILD/logs
+[ "$KERNEL" = base ] && [ -z "$OWN_TREE" ] && TREE=$BUILD/linux-base
+# Selftests depend on the tree, not on the kernel's configuration.
+case $KERNEL in base) SELFTESTS=$BUILD/selftests/base ;; *) SELFTESTS=$BUILD/selftests/series ;; esac
+
+# Compiler cache: used when it is there, never needed.
+if [ -z "${CC:-}" ]; then
+	CC=gcc
+	command -v ccache >/dev/null && CC="ccache gcc"
+fi
+export CCACHE_BASEDIR=${CCACHE_BASEDIR:-$BUILD}
+export KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970' KBUILD_BUILD_USER=build KBUILD_BUILD_HOST=build
+
+# die MESSAGE...: the harness itself broke (a test that fails is exit code 1).
+die() {
+	printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+	exit 2
+}
+
+# stage TITLE: a heading with the time since the first tool started.
+START_SECONDS=${START_SECONDS:-$(date +%s)}
+export START_SECONDS
+stage() {
+	local t=$(($(date +%s) - START_SECONDS))
+	printf '== %02d:%02d  %s\n' $((t / 60)) $((t % 60)) "$*"
+	printf '%d %s\n' $t "$*" >> "${STAGES:-/dev/null}"
+}
+
+# logged LOG COMMAND...: runs it with its output in LOG. A terminal sees the last line in place; a failure shows the
+# end of the log.
+logged() {
+	local log=$1 rc=0
+	shift
+	mkdir -p "$(dirname "$log")"
+	if [ -t 1 ]; then
+		"$@" 2>&1 </dev/null | tee "$log" |
+			awk '{ printf "\r\033[K   %.100s", $0; fflush() } END { printf "\r\033[K" }' || rc=$?
+	else
+		"$@" >"$log" 2>&1 </dev/null || rc=$?
+	fi
+	[ $rc -eq 0 ] && return 0
+	grep -nE '(error|Error|\*\*\*)' "$log" | head -n 20 >&2 || true
+	printf '...\n' >&2
+	tail -n 20 "$log" >&2
+	printf '   log: %s\n' "$log" >&2
+	return $rc
+}
+
+# kmake ARGS...: make of the kernel tree into its output folder.
+kmake() {
+	make -C "$TREE" O="$KOUT" ARCH=x86_64 CC="$CC" HOSTCC="$CC" -j"$J" "$@"
+}
+
+# from_base KEY: a field of the file base.
+from_base() {
+	sed -n "s/^$1=//p" base
+}
+
+# series_lines: patches/series as "section<TAB>patch<TAB>overlay files", one line a patch.
+series_lines() {
+	awk -v OFS='\t' '
+		function flush() { if (name != "") print section, name, files; name = files = "" }
+		/^# --- .* ---$/ { flush(); section = $0; next }
+		/^[ \t]*(#.*)?$/ { next }
+		/^[ \t]+\+ [^ \t]+$/ && name != "" { files = files (files == "" ? "" : " ") $2; next }
+		/^[^ \t]+\.patch$/ { flush(); name = $0; next }
+		{ printf "patches/series:%d: neither NAME.patch nor \"  + overlay/file\": %s\n", NR, $0 > "/dev/stderr"
+		  bad = 1; exit }
+		END { if (bad) exit 2; flush() }' patches/series
+}
+
+# series_keys START: for each patch the hash of everything the tree consists of up to it.
+series_keys() {
+	local key=$1 section name files f
+	while IFS=$'\t' read -r section name files; do
+		key=$({
+			printf '%s\n' "$key"
+			cat "patches/$name"
+			for f in $files; do
+				printf '%s %s\n' "$f" "$(stat -c %A "linux/$f" | cut -c4)"
+				cat "linux/$f"
+			done
+		} | sha256sum | cut -d' ' -f1)
+		printf '%s\n' "$key"
+	done < <(series_lines)
+}
