@@ -70,14 +70,21 @@ kmake() {
 	make -C "$TREE" O="$KOUT" ARCH=x86_64 CC="$CC" HOSTCC="$CC" -j"$J" "$@"
 }
 
+# uncommitted TREE: its changed and its new files. Not by .gitignore: Debian's hides every new file ("git add -f" it).
+uncommitted() {
+	git -C "$1" status --porcelain --untracked-files=no
+	git -C "$1" ls-files --others -x '*.o' -x '*~' -x '.*.sw?' -x '*.orig' -x '*.rej' -x local_config.mk -x local_config.h |
+		sed 's/^/?? /'
+}
+
 # from_base KEY: a field of the file base.
 from_base() {
 	sed -n "s/^$1=//p" base
 }
 
-# series_lines: patches/series as "section<TAB>patch<TAB>overlay files", one line a patch.
+# series_lines: patches/series as "section|patch|overlay files", one line a patch.
 series_lines() {
-	awk -v OFS='\t' '
+	awk -v OFS='|' '
 		function flush() { if (name != "") print section, name, files; name = files = "" }
 		/^# --- .* ---$/ { flush(); section = $0; next }
 		/^[ \t]*(#.*)?$/ { next }
@@ -91,7 +98,7 @@ series_lines() {
 # series_keys START: for each patch the hash of everything the tree consists of up to it.
 series_keys() {
 	local key=$1 section name files f
-	while IFS=$'\t' read -r section name files; do
+	while IFS='|' read -r section name files; do
 		key=$({
 			printf '%s\n' "$key"
 			cat "patches/$name"

@@ -7,18 +7,26 @@
 
 #include "vmm.h"
 
-#define WINDOW		(1UL << 20)
-#define MAPS_SIZE	(256UL << 10)
+#define WINDOW		0x100000UL
+#define MAPS_SIZE	0x40000UL
 
 static bool is_needle(const struct needle *needle, const __u8 *p)
 {
-	__u8 diff = 0;
 	int i;
 
-	/* Not by building the needle: it must not get into our memory. */
-	for (i = 0; i < SECRET_SIZE; i++)
-		diff |= p[i] ^ needle->mask[i] ^ needle->masked[i];
-	return !diff;
+	for (i = 0; i < SECRET_SIZE; i++) {
+		__u8 byte = p[i] ^ needle->mask[i];
+
+		/*
+		 * Keep the compiler from combining the two halves of the needle
+		 * ahead of the loop: it would spill the secret to the stack,
+		 * and the search would find itself.
+		 */
+		asm("" : "+r"(byte));
+		if (byte != needle->masked[i])
+			return false;
+	}
+	return true;
 }
 
 const __u8 *needle_find(const struct needle *needle, const void *hay, size_t len)

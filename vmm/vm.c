@@ -158,7 +158,7 @@ static int set_registers(struct vm *vm)
 	sregs.fs = data;
 	sregs.gs = data;
 	sregs.ss = data;
-	sregs.cr0 |= 1;		/* PE */
+	sregs.cr0 = 0x11;	/* PE, ET */
 	if (ioctl(vm->vcpu, KVM_SET_SREGS, &sregs) ||
 	    ioctl(vm->vcpu, KVM_SET_REGS, &regs))
 		return failed("KVM_SET_SREGS, KVM_SET_REGS");
@@ -213,8 +213,11 @@ void vm_destroy(struct vm *vm)
 
 static const char *exit_name(__u32 reason)
 {
-#define NAME(x) [KVM_EXIT_##x] = #x
-	static const char *const names[] = {
+#define NAME(x) { KVM_EXIT_##x, #x }
+	static const struct {
+		__u32 reason;
+		const char *name;
+	} names[] = {
 		NAME(UNKNOWN), NAME(EXCEPTION), NAME(IO), NAME(HYPERCALL),
 		NAME(DEBUG), NAME(HLT), NAME(MMIO), NAME(IRQ_WINDOW_OPEN),
 		NAME(SHUTDOWN), NAME(FAIL_ENTRY), NAME(INTR), NAME(SET_TPR),
@@ -224,8 +227,12 @@ static const char *exit_name(__u32 reason)
 		NAME(X86_BUS_LOCK), NAME(XEN), NAME(NOTIFY), NAME(MEMORY_FAULT),
 	};
 #undef NAME
+	size_t i;
 
-	return reason < ARRAY_SIZE(names) && names[reason] ? names[reason] : "?";
+	for (i = 0; i < ARRAY_SIZE(names); i++)
+		if (names[i].reason == reason)
+			return names[i].name;
+	return "?";
 }
 
 static enum vm_event dump(struct vm *vm)
@@ -293,11 +300,11 @@ static enum vm_event handle_hypercall(struct vm *vm)
 	struct kvm_run *run = vm->run;
 	__u64 gpa = run->hypercall.args[0], npages = run->hypercall.args[1];
 	__u64 attrs = run->hypercall.args[2];
-	int ret = -EINVAL;
+	int ret = -KVM_EINVAL;
 
 	vm->hypercalls++;
 	if (run->hypercall.nr != KVM_HC_MAP_GPA_RANGE)
-		ret = -ENOSYS;
+		ret = -KVM_ENOSYS;
 	else if (npages <= RAM_SIZE / PAGE_SIZE && attrs & KVM_MAP_GPA_RANGE_ENCRYPTED)
 		ret = ram_to_private(vm->ram, gpa, npages * PAGE_SIZE);
 	else if (npages <= RAM_SIZE / PAGE_SIZE)
@@ -325,9 +332,10 @@ static enum vm_event handle_memory_fault(struct vm *vm, int err)
 		ret = ram_populate(vm->ram, gpa);
 	if (!ret)
 		return VM_CONTINUE;
-	fprintf(stderr, "vmm: memory fault at %#llx, size %#llx, flags %#llx: KVM says %s, RAM %s\n",
-		gpa, (__u64)vm->run->memory_fault.size,
-		(__u64)vm->run->memory_fault.flags, strerror(err), strerror(-ret));
+	fprintf(stderr, "vmm: memory fault at %#llx, size %#llx, flags %#llx\n", gpa,
+		vm->run->memory_fault.size, vm->run->memory_fault.flags);
+	fprintf(stderr, "vmm: KVM_RUN said %s, allocating said %s\n", strerror(err),
+		strerror(-ret));
 	return dump(vm);
 }
 
@@ -404,6 +412,5 @@ enum vm_event vm_run(struct vm *vm)
 		vm->exits++;
 		event = ret < 0 ? handle_run_error(vm, errno) : handle_exit(vm);
 	} while (event == VM_CONTINUE);
-	fflush(stdout);
 	return event;
 }

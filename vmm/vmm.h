@@ -38,7 +38,7 @@
 #define F_SEAL_INACCESSIBLE	0x0040
 #endif
 #ifndef KVM_MEM_PRIVATE
-#define KVM_MEM_PRIVATE		(1UL << 3)
+#define KVM_MEM_PRIVATE		0x0008UL
 #endif
 #ifndef KVM_CAP_PRIVATE_MEM
 #define KVM_CAP_PRIVATE_MEM	1000
@@ -52,18 +52,22 @@
 #define MFD_EXEC		0x0010U
 #endif
 
+#define __printf(fmt, args) __attribute__((format(printf, fmt, args)))
 #define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
 
 /* --- main.c: saying things --- */
 
 /* Print "vmm: ...: strerror(errno)" and return -1. */
-int failed(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+int failed(const char *fmt, ...) __printf(1, 2);
 
 /*
  * One line of the transcript, "ok" or "BAD". A run with a BAD line is bad.
  * Returns @ok.
  */
-bool check(bool ok, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+bool check(bool ok, const char *fmt, ...) __printf(2, 3);
+
+/* The same, "skip": not tried here. The verdict says how many there were. */
+void untried(const char *fmt, ...) __printf(1, 2);
 
 /* --- ram.c: guest RAM --- */
 

@@ -29,7 +29,7 @@
 #define STAGE_SIZE	HUGE_SIZE
 #define MAILBOX_GPA	0x3e00000	/* struct mailbox */
 #define INPUT_GPA	(MAILBOX_GPA + PAGE_SIZE)
-#define INPUT_MAX	(1UL << 20)
+#define INPUT_MAX	(256UL << 10)
 #define LAST_PAGE_GPA	(RAM_SIZE - PAGE_SIZE)
 
 /*
@@ -55,7 +55,7 @@ enum step {
 	STEP_TAKEN_BACK,	/* that page is private again, damage is counted */
 };
 
-#define MAILBOX_OUTS	(1U << 0)	/* print with rep outsb */
+#define MAILBOX_OUTS	0x1	/* print with rep outsb */
 
 struct mailbox {
 	/* from the VMM, complete before the guest starts */

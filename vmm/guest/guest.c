@@ -11,6 +11,8 @@
 #include "abi.h"
 #include "../sha256.h"
 
+#define __noreturn	__attribute__((noreturn))
+#define __packed	__attribute__((packed))
 #define gpa_ptr(gpa)	((void *)(unsigned long)(gpa))
 
 static struct mailbox *const mailbox = gpa_ptr(MAILBOX_GPA);
@@ -36,12 +38,12 @@ void *memcpy(void *to, const void *from, size_t n)
 	return ret;
 }
 
-static void outb(__u16 port, __u8 val)
+static void out8(__u16 port, __u8 val)
 {
 	asm volatile("outb %0, %1" : : "a"(val), "Nd"(port));
 }
 
-static void outl(__u16 port, __u32 val)
+static void out32(__u16 port, __u32 val)
 {
 	asm volatile("outl %0, %1" : : "a"(val), "Nd"(port));
 }
@@ -60,7 +62,7 @@ static __u64 rdtsc(void)
 	return (__u64)hi << 32 | lo;
 }
 
-static __u64 rdrand(void)
+static __u64 random64(void)
 {
 	__u64 val;
 
@@ -75,9 +77,9 @@ static void your_turn(enum step step)
 	asm volatile("hlt" : : : "memory");
 }
 
-static void __attribute__((noreturn)) leave(__u32 code)
+static void __noreturn leave(__u32 code)
 {
-	outl(PORT_EXIT, code);
+	out32(PORT_EXIT, code);
 	for (;;)
 		asm volatile("hlt");
 }
@@ -95,7 +97,7 @@ static void say(const char *s)
 			     : "d"(PORT_CONSOLE) : "memory");
 	else
 		while (n--)
-			outb(PORT_CONSOLE, *s++);
+			out8(PORT_CONSOLE, *s++);
 }
 
 static void say_hex(const char *s, __u64 val)
@@ -113,7 +115,7 @@ static void say_hex(const char *s, __u64 val)
 	say(p);
 }
 
-static void __attribute__((noreturn)) panic(const char *s)
+static void __noreturn panic(const char *s)
 {
 	say("panic: ");
 	say(s);
@@ -135,8 +137,6 @@ struct frame {
 	__u64 vector, error, rip, cs, rflags, rsp, ss;
 };
 
-void guest_exception(const struct frame *f);
-
 void guest_exception(const struct frame *f)
 {
 	__u64 cr2;
@@ -151,7 +151,6 @@ void guest_exception(const struct frame *f)
 
 static void catch_exceptions(void)
 {
-	extern const char vectors[];
 	static struct {
 		__u16 low, selector, type, mid;
 		__u32 high, zero;
@@ -159,12 +158,12 @@ static void catch_exceptions(void)
 	struct {
 		__u16 limit;
 		__u64 base;
-	} __attribute__((packed)) idtr = { sizeof(idt) - 1, (__u64)idt };
+	} __packed idtr = { sizeof(idt) - 1, (__u64)idt };
+	__u64 stub;
 	int i;
 
-	for (i = 0; i < 32; i++) {
-		__u64 stub = (__u64)vectors + 16 * i;
-
+	asm("lea vectors(%%rip), %0" : "=r"(stub));
+	for (i = 0; i < 32; i++, stub += 16) {
 		idt[i].low = stub;
 		idt[i].selector = 0x08;
 		idt[i].type = 0x8e00;		/* present, interrupt gate */
@@ -287,7 +286,7 @@ static void make_secret(void)
 		val = rdtsc();
 		sha256_update(&s, &val, sizeof(val));
 		if (r[2] & 1U << 30) {
-			val = rdrand();
+			val = random64();
 			sha256_update(&s, &val, sizeof(val));
 		}
 	}
@@ -352,8 +351,6 @@ static void ask_nonsense(void)
 	check(make_private(AREA_GPA, 0) < 0, "no page: refused");
 	check(make_shared(LAST_PAGE_GPA, 2 * PAGE_SIZE) < 0, "half outside: refused");
 }
-
-void guest_main(void);
 
 void guest_main(void)
 {
