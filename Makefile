@@ -4,7 +4,7 @@
 verbs := kernel test demo boot refresh series check bisect compare tree
 
 # On the command line or in the environment; the tools read them there.
-export LINUX OUT BUILD KERNEL T G LIST J KVM SCALE SHOW FORCE FULL QEMU_ARGS
+export LINUX OUT BUILD KERNEL T G LIST J ACCEL SCALE SHOW FORCE FULL QEMU_ARGS
 ifneq ($(origin CC),default)
 export CC
 endif
@@ -28,5 +28,5 @@ clean:
 #: make clean     remove build/
 #:
 #: Variables: T=name[,name] or G=group[,group] choose tests (tests/list), KERNEL=normal|modular|debug|base the kernel,
-#: J=N jobs, KVM=tcg|auto|hw the machine, FORCE=1 discards commits of build/linux that were not written back.
+#: J=N jobs, ACCEL=tcg|auto|hw the machine, FORCE=1 discards commits of build/linux that were not written back.
 #: LINUX=, OUT=, BUILD= use a kernel tree of your own as it is, its object folder, and another work folder.

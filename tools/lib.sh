@@ -65,9 +65,15 @@ logged() {
 	return $rc
 }
 
+# clean_make ARGS...: make that sees nothing of our variables; the kernel's Makefiles have their own of these names.
+unset MAKEFLAGS MFLAGS MAKELEVEL
+clean_make() {
+	env -u LINUX -u OUT -u BUILD -u KERNEL -u T -u G -u J -u LIST -u ACCEL -u SCALE -u SHOW -u FORCE -u FULL make "$@"
+}
+
 # kmake ARGS...: make of the kernel tree into its output folder.
 kmake() {
-	make -C "$TREE" O="$KOUT" ARCH=x86_64 CC="$CC" HOSTCC="$CC" -j"$J" "$@"
+	clean_make -C "$TREE" O="$KOUT" ARCH=x86_64 CC="$CC" HOSTCC="$CC" -j"$J" "$@"
 }
 
 # uncommitted TREE: its changed and its new files. Not by .gitignore: Debian's hides every new file ("git add -f" it).
