@@ -1,0 +1,1145 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Conversions of KVM_MEM_PRIVATE slots: at every alignment, seen from the guest
+ * and from the host, and against running vCPUs.
+ *
+ * Each test keeps a model of the memory: which pages are private, and what
+ * either half of each page holds.  The guest must see the half that the model
+ * says, the host always sees the shared half, and lseek() and st_blocks tell
+ * which pages are private.
+ */
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <linux/kvm_para.h>
+
+#include "private_memfd.h"
+
+#define THP_DIR			"/sys/kernel/mm/transparent_hugepage/"
+#define WINDOW_SIZE		SZ_4M
+#define WINDOW_PAGES		(WINDOW_SIZE / PAGE_SIZE)
+
+#define TIMEOUT			240
+
+/* A slot, or several that follow each other, and what they should hold. */
+struct window {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	struct agent *agent;
+	int fd;
+	uint64_t gpa;
+	uint64_t nr_pages;
+	uint64_t nr_private;
+	uint64_t counter;
+	struct {
+		void *hva;
+		off_t offset;
+		bool private;
+		uint64_t private_value;
+		uint64_t shared_value;
+	} page[AGENT_MAX_PAGES];
+};
+
+static void window_init(struct window *w, uint64_t gpa, size_t file_size)
+{
+	memset(w, 0, sizeof(*w));
+	w->vm = vm_create_private(1, agent_code, &w->vcpu);
+	w->agent = agent_create(w->vcpu);
+	w->fd = private_memfd(file_size);
+	w->gpa = gpa;
+}
+
+/* The next slot of the window. */
+static void window_add(struct window *w, uint64_t nr_pages, void *hva, off_t offset)
+{
+	uint64_t gpa = w->gpa + w->nr_pages * PAGE_SIZE;
+	uint64_t i;
+
+	TEST_ASSERT(w->nr_pages + nr_pages <= AGENT_MAX_PAGES, "The window is too large");
+	vm_add_private(w->vm, PRIVATE_SLOT + w->nr_pages, gpa, nr_pages * PAGE_SIZE,
+		       hva, w->fd, offset);
+	virt_map(w->vm, gpa, gpa, nr_pages);
+	for (i = 0; i < nr_pages; i++) {
+		w->page[w->nr_pages + i].hva = hva + i * PAGE_SIZE;
+		w->page[w->nr_pages + i].offset = offset + i * PAGE_SIZE;
+	}
+	w->nr_pages += nr_pages;
+}
+
+static void window_free(struct window *w)
+{
+	kvm_vm_free(w->vm);
+	close(w->fd);
+}
+
+static uint64_t new_value(struct window *w, uint64_t i)
+{
+	return ++w->counter << 16 | i;
+}
+
+/* The guest looks at pages, and writes something else to them if @write. */
+static void walk(struct window *w, uint64_t first, uint64_t nr, bool write)
+{
+	uint64_t i;
+
+	agent_order(w->agent, w->gpa + first * PAGE_SIZE, nr, 0, AGENT_NOTHING);
+	for (i = 0; i < nr; i++) {
+		uint64_t *value = w->page[first + i].private ? &w->page[first + i].private_value :
+							       &w->page[first + i].shared_value;
+
+		w->agent->page[i].expect = *value;
+		if (write) {
+			*value = new_value(w, first + i);
+			w->agent->page[i].write = *value;
+		}
+	}
+	agent_run(w->vcpu, w->agent);
+}
+
+static void walk_all(struct window *w, bool write)
+{
+	walk(w, 0, w->nr_pages, write);
+}
+
+/* The host writes to the shared half, used at the moment or not. */
+static void host_write(struct window *w, uint64_t first, uint64_t nr)
+{
+	uint64_t i, j;
+
+	for (i = first; i < first + nr; i++) {
+		w->page[i].shared_value = new_value(w, i);
+		for (j = 0; j < NR_PROBES; j++)
+			probe_write(w->page[i].hva, j, w->page[i].shared_value);
+	}
+}
+
+/* The shared half holds what it should, and the file says what it should. */
+static void check_host(struct window *w)
+{
+	uint64_t i, j;
+
+	for (i = 0; i < w->nr_pages; i++) {
+		for (j = 0; j < NR_PROBES; j++)
+			TEST_ASSERT(probe_read(w->page[i].hva, j) == w->page[i].shared_value,
+				    "Shared half of %s page %lu: %#lx for %#lx",
+				    w->page[i].private ? "private" : "shared", i,
+				    probe_read(w->page[i].hva, j), w->page[i].shared_value);
+		TEST_ASSERT(memfd_is_private(w->fd, w->page[i].offset) == w->page[i].private,
+			    "Page %lu should be %s", i, w->page[i].private ? "private" : "shared");
+	}
+}
+
+static void check_nr_private(struct window *w)
+{
+	uint64_t nr = memfd_nr_private(w->fd);
+
+	TEST_ASSERT(nr == w->nr_private, "%lu pages are allocated, %lu should be",
+		    nr, w->nr_private);
+}
+
+/* All there is, from both sides. */
+static void check_all(struct window *w)
+{
+	uint64_t mapped;
+
+	walk_all(w, false);
+	check_host(w);
+	check_nr_private(w);
+
+	mapped = get_vm_stat(w->vm, "private_pages");
+	TEST_ASSERT(mapped == w->nr_private, "%lu private pages are mapped, %lu should be",
+		    mapped, w->nr_private);
+}
+
+static void convert_file(struct window *w, off_t offset, off_t len, bool private)
+{
+	uint64_t i;
+
+	if (private)
+		memfd_to_private(w->fd, offset, len);
+	else
+		memfd_to_shared(w->fd, offset, len);
+
+	for (i = 0; i < w->nr_pages; i++) {
+		if (w->page[i].offset < offset || w->page[i].offset >= offset + len ||
+		    w->page[i].private == private)
+			continue;
+		w->page[i].private = private;
+		w->page[i].private_value = 0;
+		w->nr_private += private ? 1 : -1;
+	}
+}
+
+/* Pages that follow each other in the file, too. */
+static void convert(struct window *w, uint64_t first, uint64_t nr, bool private)
+{
+	convert_file(w, w->page[first].offset, nr * PAGE_SIZE, private);
+}
+
+static void convert_all(struct window *w, bool private)
+{
+	convert(w, 0, w->nr_pages, private);
+}
+
+/* A page with its neighbours. */
+static void walk_around(struct window *w, uint64_t i, bool write)
+{
+	uint64_t first = i ? i - 1 : 0;
+	uint64_t end = min(i + 2, w->nr_pages);
+
+	walk(w, first, end - first, write);
+}
+
+static char saved_enabled[32], saved_shmem_enabled[32];
+
+/* Returns the setting, which is the word in brackets. */
+static void knob_read(const char *name, char *value, size_t size)
+{
+	char path[128], line[128] = "";
+	char *start, *end;
+	FILE *f;
+
+	snprintf(path, sizeof(path), THP_DIR "%s", name);
+	f = fopen(path, "r");
+	if (!f)
+		return;
+	if (fgets(line, sizeof(line), f)) {
+		start = strchr(line, '[');
+		end = strchr(line, ']');
+		if (start && end)
+			snprintf(value, size, "%.*s", (int)(end - start - 1), start + 1);
+	}
+	fclose(f);
+}
+
+static void knob_write(const char *name, const char *value)
+{
+	char path[128];
+	int fd;
+
+	snprintf(path, sizeof(path), THP_DIR "%s", name);
+	fd = open(path, O_WRONLY);
+	TEST_ASSERT(fd >= 0 && write(fd, value, strlen(value)) == strlen(value),
+		    "Can't write '%s' to %s: %s", value, path, strerror(errno));
+	close(fd);
+}
+
+static void huge_pages_restore(void)
+{
+	if (!saved_shmem_enabled[0])
+		return;
+	knob_write("enabled", saved_enabled);
+	knob_write("shmem_enabled", saved_shmem_enabled);
+}
+
+/* Huge pages in the shared half as it asks for them, in the private as told. */
+static bool huge_pages(const char *shmem_enabled)
+{
+	if (!saved_shmem_enabled[0])
+		return false;
+	knob_write("enabled", "madvise");
+	knob_write("shmem_enabled", shmem_enabled);
+	return true;
+}
+
+/*
+ * Everything about alignment, with and without huge pages in the file.  Where
+ * shmem_enabled is "advise" the file counts as advised: nobody else could.
+ */
+FIXTURE(alignment) {
+	bool huge;
+};
+
+FIXTURE_VARIANT(alignment) {
+	const char *shmem_enabled;
+	bool huge;
+};
+
+FIXTURE_VARIANT_ADD(alignment, never) {
+	.shmem_enabled = "never",
+};
+
+FIXTURE_VARIANT_ADD(alignment, advise) {
+	.shmem_enabled = "advise",
+	.huge = true,
+};
+
+FIXTURE_VARIANT_ADD(alignment, always) {
+	.shmem_enabled = "always",
+	.huge = true,
+};
+
+FIXTURE_VARIANT_ADD(alignment, force) {
+	.shmem_enabled = "force",
+	.huge = true,
+};
+
+FIXTURE_SETUP(alignment)
+{
+	if (!huge_pages(variant->shmem_enabled))
+		SKIP(return, "There is no " THP_DIR "shmem_enabled");
+}
+
+FIXTURE_TEARDOWN(alignment)
+{
+	huge_pages_restore();
+}
+
+static struct window window;
+
+static void assert_pages_2m(struct window *w, uint64_t expect)
+{
+	uint64_t nr = get_vm_stat(w->vm, "pages_2m");
+
+	TEST_ASSERT(nr == expect, "%lu mappings of 2 MiB, there should be %lu", nr, expect);
+}
+
+/* Each page of a window to the other half and back, and nothing but it. */
+TEST_F_TIMEOUT(alignment, every_page, TIMEOUT)
+{
+	uint64_t stride = max(1ul, 100 / max(1ul, scaled(100)));
+	struct window *w = &window;
+	uint64_t i;
+
+	window_init(w, PRIVATE_GPA, WINDOW_SIZE);
+	window_add(w, WINDOW_PAGES, map_shared_half(WINDOW_SIZE), 0);
+
+	/* Out of huge pages of the shared half. */
+	host_write(w, 0, w->nr_pages);
+	walk_all(w, true);
+	assert_pages_2m(w, 2);
+	for (i = 0; i < w->nr_pages; i += stride) {
+		convert(w, i, 1, true);
+		walk_around(w, i, true);
+		check_nr_private(w);
+		if (i % 2)
+			host_write(w, i, 1);
+		convert(w, i, 1, false);
+		walk_around(w, i, false);
+		if (i % 128 < stride)
+			check_all(w);
+	}
+	check_all(w);
+
+	/* Out of those of the private half. */
+	convert_all(w, true);
+	walk_all(w, true);
+	assert_pages_2m(w, variant->huge ? 2 : 0);
+	for (i = 0; i < w->nr_pages; i += stride) {
+		convert(w, i, 1, false);
+		walk_around(w, i, true);
+		check_nr_private(w);
+		if (i % 2)
+			host_write(w, i, 1);
+		convert(w, i, 1, true);
+		walk_around(w, i, true);
+		if (i % 128 < stride)
+			check_all(w);
+	}
+	check_all(w);
+	window_free(w);
+}
+
+/* Ranges that start and end at, before and behind boundaries of huge pages. */
+TEST_F_TIMEOUT(alignment, ranges, TIMEOUT)
+{
+	static const uint64_t firsts[] = { 0, 1, 17, 511, 512, 513 };
+	static const uint64_t sizes[] = { 1, 2, 17, 511, 512, 513, 1024 };
+	struct window *w = &window;
+	uint64_t first, nr;
+	int i, j;
+
+	window_init(w, PRIVATE_GPA, WINDOW_SIZE);
+	window_add(w, WINDOW_PAGES, map_shared_half(WINDOW_SIZE), 0);
+	host_write(w, 0, w->nr_pages);
+
+	for (i = 0; i < ARRAY_SIZE(firsts); i++) {
+		for (j = 0; j < ARRAY_SIZE(sizes); j++) {
+			first = firsts[i];
+			nr = sizes[j];
+			if (first + nr > w->nr_pages)
+				continue;
+
+			/* All is mapped, and as large as can be, each time. */
+			walk_all(w, true);
+			convert(w, first, nr, true);
+			check_all(w);
+			convert_all(w, true);
+			convert_all(w, false);
+			convert_all(w, true);
+			walk_all(w, true);
+			convert(w, first, nr, false);
+			check_all(w);
+			convert_all(w, false);
+		}
+	}
+	check_all(w);
+	window_free(w);
+}
+
+/* Every other run of 1, 2, 4... pages, then the other ones. */
+TEST_F_TIMEOUT(alignment, checkerboard, TIMEOUT)
+{
+	struct window *w = &window;
+	uint64_t i, nr;
+
+	window_init(w, PRIVATE_GPA, WINDOW_SIZE);
+	window_add(w, WINDOW_PAGES, map_shared_half(WINDOW_SIZE), 0);
+	host_write(w, 0, w->nr_pages);
+
+	for (nr = 1; nr < w->nr_pages; nr = nr == 4 ? 7 : nr == 7 ? 8 : nr * 2) {
+		walk_all(w, true);
+		for (i = 0; i + nr <= w->nr_pages; i += 2 * nr)
+			convert(w, i, nr, true);
+		check_all(w);
+		walk_all(w, true);
+		host_write(w, 0, w->nr_pages);
+
+		/* Invert. */
+		for (i = 0; i + nr <= w->nr_pages; i += nr)
+			convert(w, i, nr, !w->page[i].private);
+		check_all(w);
+		walk_all(w, true);
+
+		/* The same out of huge pages of the file. */
+		convert_all(w, false);
+		convert_all(w, true);
+		walk_all(w, true);
+		for (i = 0; i + nr <= w->nr_pages; i += 2 * nr)
+			convert(w, i, nr, false);
+		check_all(w);
+		convert_all(w, false);
+	}
+	window_free(w);
+}
+
+FIXTURE(conversion) {
+	bool huge;
+};
+
+FIXTURE_SETUP(conversion)
+{
+	self->huge = huge_pages("force");
+}
+
+FIXTURE_TEARDOWN(conversion)
+{
+	huge_pages_restore();
+}
+
+/* Private memory is zero at first, and keeps its content after that. */
+TEST_F_TIMEOUT(conversion, zero_and_keep, TIMEOUT)
+{
+	struct window *w = &window;
+	uint64_t faults, mapped, i;
+
+	window_init(w, PRIVATE_GPA, WINDOW_SIZE);
+	window_add(w, WINDOW_PAGES, map_shared_half(WINDOW_SIZE), 0);
+	host_write(w, 0, w->nr_pages);
+	check_all(w);
+
+	/* Pages that were private before and full, too. */
+	for (i = 0; i < 3; i++) {
+		convert_all(w, true);
+		walk_all(w, true);
+		check_all(w);
+		convert_all(w, false);
+		check_all(w);
+	}
+
+	/* Some pages are private already: these are left alone, and mapped. */
+	convert(w, 100, 700, true);
+	walk_all(w, true);
+	faults = get_vm_stat(w->vm, "private_faults");
+	mapped = get_vm_stat(w->vm, "private_pages");
+	TEST_ASSERT(faults, "Nothing was private");
+
+	convert(w, 100, 700, true);
+	convert(w, 300, 1, true);
+	walk_all(w, true);
+	TEST_ASSERT_EQ(get_vm_stat(w->vm, "private_faults"), faults);
+	TEST_ASSERT_EQ(get_vm_stat(w->vm, "private_pages"), mapped);
+
+	convert_all(w, true);
+	check_all(w);
+	window_free(w);
+}
+
+#define WHOLE_WORDS	((uint64_t)SZ_64K / sizeof(uint64_t))
+
+static void zero_code(void)
+{
+	uint64_t *p = (void *)PRIVATE_GPA;
+	uint64_t i, value;
+
+	for (;;) {
+		for (i = 0; i < WHOLE_WORDS; i++) {
+			value = READ_ONCE(p[i]);
+			__GUEST_ASSERT(!value, "Word %lu: %#lx", i, value);
+			WRITE_ONCE(p[i], ~i);
+		}
+		GUEST_SYNC(0);
+	}
+}
+
+/* Not only the words that the other tests look at. */
+TEST_F(conversion, every_word)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm = vm_create_private(1, zero_code, &vcpu);
+	uint64_t *hva = map_shared_half(SZ_64K);
+	int fd = private_memfd(SZ_64K);
+	uint64_t i;
+	int round;
+
+	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, SZ_64K, hva, fd, 0);
+	virt_map(vm, PRIVATE_GPA, PRIVATE_GPA, SZ_64K / PAGE_SIZE);
+	memset(hva, 0xa5, SZ_64K);
+
+	for (round = 0; round < 4; round++) {
+		struct ucall uc;
+
+		memfd_to_private(fd, 0, SZ_64K);
+		vcpu_run(vcpu);
+		if (get_ucall(vcpu, &uc) == UCALL_ABORT)
+			REPORT_GUEST_ASSERT(uc);
+		TEST_ASSERT_EQ(uc.cmd, UCALL_SYNC);
+		for (i = 0; i < WHOLE_WORDS; i++)
+			TEST_ASSERT(hva[i] == 0xa5a5a5a5a5a5a5a5,
+				    "Word %lu of the shared half: %#lx", i, hva[i]);
+		memfd_to_shared(fd, 0, SZ_64K);
+	}
+	kvm_vm_free(vm);
+}
+
+/*
+ * gpa, file offset and hva against each other: each half may use huge mappings
+ * exactly if it is aligned like the gpa, and no mapping is ever shifted.
+ */
+TEST_F_TIMEOUT(conversion, misaligned, TIMEOUT)
+{
+	static const unsigned int shifts[] = { 0, 1, 17, 511 };
+	struct window *w = &window;
+	uint64_t nr_2m, i;
+	int gpa, offset, hva;
+
+	if (!self->huge)
+		SKIP(return, "There is no " THP_DIR "shmem_enabled");
+
+	for (gpa = 0; gpa < ARRAY_SIZE(shifts); gpa += 2) {
+		for (offset = 0; offset < ARRAY_SIZE(shifts); offset++) {
+			for (hva = 0; hva < ARRAY_SIZE(shifts); hva++) {
+				window_init(w, PRIVATE_GPA + shifts[gpa] * PAGE_SIZE,
+					    WINDOW_SIZE + SZ_2M);
+				window_add(w, WINDOW_PAGES,
+					   map_half(WINDOW_SIZE, shifts[hva],
+						    PROT_READ | PROT_WRITE),
+					   shifts[offset] * PAGE_SIZE);
+				/* Whole frames of 2 MiB that are inside the slot. */
+				nr_2m = shifts[gpa] ? 1 : 2;
+
+				host_write(w, 0, w->nr_pages);
+				walk_all(w, true);
+				assert_pages_2m(w, gpa == hva ? nr_2m : 0);
+
+				/* The whole file, so that its folios are huge. */
+				memfd_to_private(w->fd, 0, WINDOW_SIZE + SZ_2M);
+				convert_all(w, true);
+				walk_all(w, true);
+				assert_pages_2m(w, gpa == offset ? nr_2m : 0);
+				check_host(w);
+
+				for (i = 1; i < w->nr_pages; i = i * 2 + 1) {
+					convert(w, i, 1, false);
+					walk_around(w, i, true);
+					convert(w, w->nr_pages - i, 1, false);
+					walk_around(w, w->nr_pages - i, true);
+				}
+				walk_all(w, true);
+				check_host(w);
+
+				/* Outside of the slot nothing has changed. */
+				TEST_ASSERT(memfd_nr_private(w->fd) ==
+					    w->nr_private + PAGES_PER_2M,
+					    "Pages outside of the slot were converted");
+				window_free(w);
+			}
+		}
+	}
+}
+
+/* One file behind several slots: in order, reversed, not at its start. */
+TEST_F_TIMEOUT(conversion, slots_of_one_file, TIMEOUT)
+{
+	static const uint64_t sizes[] = { 512, 1, 511, 513, 100 };
+	void *hva = map_shared_half(SZ_8M);
+	struct window *w = &window;
+	uint64_t nr, i, begin;
+	int reversed, s;
+
+	for (reversed = 0; reversed < 2; reversed++) {
+		window_init(w, PRIVATE_GPA, SZ_8M);
+		for (nr = 0, s = 0; s < ARRAY_SIZE(sizes); s++)
+			nr += sizes[s];
+		begin = 7;
+		for (i = 0, s = 0; s < ARRAY_SIZE(sizes); s++) {
+			off_t at = reversed ? begin + nr - i - sizes[s] : begin + i;
+
+			window_add(w, sizes[s], hva + i * PAGE_SIZE, at * PAGE_SIZE);
+			i += sizes[s];
+		}
+		host_write(w, 0, w->nr_pages);
+		walk_all(w, true);
+
+		/* Over the edges of slots, and of the file. */
+		for (i = 0; i < begin + nr + 10; i += 97) {
+			convert_file(w, i * PAGE_SIZE, 98 * PAGE_SIZE, true);
+			walk_all(w, true);
+			if (i % 2) {
+				host_write(w, 0, w->nr_pages);
+				convert_file(w, (i + 50) * PAGE_SIZE, 40 * PAGE_SIZE, false);
+			}
+			check_host(w);
+		}
+		convert_file(w, 0, SZ_8M, true);
+		walk_all(w, true);
+		check_host(w);
+
+		/* A slot goes, the others stay, the content of all does. */
+		vm_delete_private(w->vm, PRIVATE_SLOT + sizes[0]);
+		vm_add_private(w->vm, PRIVATE_SLOT + sizes[0],
+			       w->gpa + sizes[0] * PAGE_SIZE, sizes[1] * PAGE_SIZE,
+			       w->page[sizes[0]].hva, w->fd, w->page[sizes[0]].offset);
+		walk_all(w, true);
+
+		convert_file(w, 0, SZ_8M, false);
+		check_all(w);
+		window_free(w);
+	}
+}
+
+/* Filled while accessible, then sealed: the guest finds what was written. */
+TEST_F(conversion, fill_then_seal)
+{
+	int fd = private_memfd_sized(WINDOW_SIZE, MFD_ALLOW_SEALING);
+	struct window *w = &window;
+	uint64_t i, j;
+	void *p;
+
+	p = mmap(NULL, WINDOW_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	TEST_ASSERT(p != MAP_FAILED, "mmap() failed: %s", strerror(errno));
+
+	window_init(w, PRIVATE_GPA, WINDOW_SIZE);
+	close(w->fd);
+	w->fd = fd;
+
+	/* With holes: every third page is not filled. */
+	for (i = 0; i < WINDOW_PAGES; i++) {
+		if (i % 3 == 2)
+			continue;
+		w->page[i].private = true;
+		w->page[i].private_value = new_value(w, i);
+		for (j = 0; j < NR_PROBES; j++)
+			probe_write(p + i * PAGE_SIZE, j, w->page[i].private_value);
+		w->nr_private++;
+	}
+	/* What huge pages have brought along. */
+	for (i = 2; i < WINDOW_PAGES; i += 3)
+		memfd_to_shared(fd, i * PAGE_SIZE, PAGE_SIZE);
+	TEST_ASSERT(!munmap(p, WINDOW_SIZE), "munmap() failed: %s", strerror(errno));
+
+	if (fcntl(fd, F_ADD_SEALS, F_SEAL_INACCESSIBLE)) {
+		TEST_ASSERT(errno == EINVAL, "F_ADD_SEALS failed: %s", strerror(errno));
+		SKIP(return, "This kernel can't seal a file that has content");
+	}
+
+	window_add(w, WINDOW_PAGES, map_shared_half(WINDOW_SIZE), 0);
+	host_write(w, 0, w->nr_pages);
+	check_all(w);
+	walk_all(w, true);
+	convert_all(w, true);
+	check_all(w);
+	convert_all(w, false);
+	check_all(w);
+	window_free(w);
+}
+
+/* Giving the shared half back is nothing to the private mappings. */
+TEST_F_TIMEOUT(conversion, discard_shared, TIMEOUT)
+{
+	struct window *w = &window;
+	uint64_t faults, mapped, taken, i;
+
+	window_init(w, PRIVATE_GPA, WINDOW_SIZE);
+	window_add(w, WINDOW_PAGES, map_shared_half(WINDOW_SIZE), 0);
+	host_write(w, 0, w->nr_pages);
+	convert_all(w, true);
+	walk_all(w, true);
+	/* Until no page of the agent itself is faulted in any more. */
+	walk_all(w, true);
+
+	faults = get_vm_stat(w->vm, "private_faults");
+	mapped = get_vm_stat(w->vm, "private_pages");
+	taken = get_vcpu_stat(w->vcpu, "pf_taken");
+	TEST_ASSERT(faults, "Nothing was private");
+	TEST_ASSERT_EQ(mapped, w->nr_pages);
+
+	TEST_ASSERT(!madvise(w->page[0].hva, WINDOW_SIZE, MADV_DONTNEED),
+		    "madvise() failed: %s", strerror(errno));
+	TEST_ASSERT_EQ(get_vm_stat(w->vm, "private_pages"), mapped);
+	for (i = 0; i < w->nr_pages; i++)
+		w->page[i].shared_value = 0;
+
+	walk_all(w, true);
+	TEST_ASSERT_EQ(get_vm_stat(w->vm, "private_faults"), faults);
+	TEST_ASSERT_EQ(get_vcpu_stat(w->vcpu, "pf_taken"), taken);
+
+	/* Nor are other events: protection, moving the pages, collapsing them. */
+	TEST_ASSERT(!mprotect(w->page[0].hva, WINDOW_SIZE, PROT_NONE), "mprotect() failed");
+	TEST_ASSERT(!mprotect(w->page[0].hva, WINDOW_SIZE, PROT_READ | PROT_WRITE),
+		    "mprotect() failed");
+	host_write(w, 0, w->nr_pages);
+	madvise(w->page[0].hva, WINDOW_SIZE, MADV_PAGEOUT);
+	walk_all(w, true);
+	TEST_ASSERT_EQ(get_vm_stat(w->vm, "private_faults"), faults);
+	TEST_ASSERT_EQ(get_vcpu_stat(w->vcpu, "pf_taken"), taken);
+	check_all(w);
+
+	/* To those of the shared half it is, of course. */
+	convert(w, 1, 600, false);
+	walk_all(w, true);
+	TEST_ASSERT(!madvise(w->page[1].hva, 600 * PAGE_SIZE, MADV_DONTNEED),
+		    "madvise() failed: %s", strerror(errno));
+	for (i = 1; i < 601; i++)
+		w->page[i].shared_value = 0;
+	check_all(w);
+	window_free(w);
+}
+
+/* Orders for a guest that acts at once, without an exit. */
+struct race {
+	uint64_t go;		/* changes when there is an order */
+	uint64_t done;		/* becomes equal to go */
+	uint64_t delay;
+	uint64_t gva;
+	uint64_t value;
+	uint64_t old;
+};
+
+static void race_code(struct race *race)
+{
+	uint64_t go = 0;
+
+	for (;;) {
+		uint64_t i, *p, value;
+
+		while (READ_ONCE(race->go) == go)
+			;
+		go = READ_ONCE(race->go);
+		if (go == AGENT_NOTHING)
+			break;
+
+		for (i = READ_ONCE(race->delay); i; i--)
+			asm volatile("" ::: "memory");
+		p = (uint64_t *)READ_ONCE(race->gva);
+		value = READ_ONCE(race->value);
+		asm volatile("xchg %0, %1" : "+r"(value), "+m"(*p) : : "memory");
+		WRITE_ONCE(race->old, value);
+		/* x86 doesn't reorder stores. */
+		WRITE_ONCE(race->done, go);
+	}
+	GUEST_DONE();
+}
+
+static void *race_thread(void *arg)
+{
+	struct kvm_vcpu *vcpu = arg;
+
+	vcpu_run(vcpu);
+	assert_on_unhandled_exception(vcpu);
+	TEST_ASSERT_EQ(get_ucall(vcpu, NULL), UCALL_DONE);
+	return NULL;
+}
+
+static void race_start(struct race *race, uint64_t gpa, uint64_t value, uint64_t delay)
+{
+	race->gva = gpa;
+	race->value = value;
+	race->delay = delay;
+	WRITE_ONCE(race->go, race->go + 1);
+}
+
+/* Returns what was at the address before. */
+static uint64_t race_end(struct race *race)
+{
+	while (READ_ONCE(race->done) != race->go)
+		;
+	return READ_ONCE(race->old);
+}
+
+static uint64_t race_exchange(struct race *race, uint64_t gpa, uint64_t value)
+{
+	race_start(race, gpa, value, 0);
+	return race_end(race);
+}
+
+static uint64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000ull + ts.tv_nsec / 1000000;
+}
+
+/* Short ones are likelier. */
+static uint64_t random_delay(void)
+{
+	return random() % (1ul << random() % 16);
+}
+
+/*
+ * Page @p of 2 MiB is converted while a vCPU faults on page @g of it.  The
+ * fault may come at any moment, also when the old half of @p is zapped already
+ * and the new one not there yet: a huge mapping made then must not cover @p.
+ */
+TEST_F_TIMEOUT(conversion, neighbour_faults, TIMEOUT)
+{
+	uint64_t end, rounds[2] = {}, faults;
+	struct kvm_vcpu *vcpu;
+	struct race *race;
+	struct kvm_vm *vm;
+	pthread_t thread;
+	vm_vaddr_t gva;
+	int fd, to_private;
+	void *hva;
+
+	if (!self->huge)
+		SKIP(return, "There is no " THP_DIR "shmem_enabled");
+
+	vm = vm_create_private(1, race_code, &vcpu);
+	gva = vm_vaddr_alloc_page(vm);
+	vcpu_args_set(vcpu, 1, gva);
+	race = addr_gva2hva(vm, gva);
+	memset(race, 0, sizeof(*race));
+
+	hva = map_shared_half(SZ_2M);
+	memset(hva, 0, SZ_2M);
+	fd = private_memfd(SZ_2M);
+	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, SZ_2M, hva, fd, 0);
+	virt_map(vm, PRIVATE_GPA, PRIVATE_GPA, PAGES_PER_2M);
+	pthread_create(&thread, NULL, race_thread, vcpu);
+
+	for (to_private = 0; to_private < 2; to_private++) {
+		for (end = now_ms() + scaled(4000); now_ms() < end; rounds[to_private]++) {
+			uint64_t p = random() % PAGES_PER_2M * PAGE_SIZE;
+			uint64_t g = random() % PAGES_PER_2M * PAGE_SIZE;
+			uint64_t value = random() | 1ull << 40, old;
+			uint64_t *shared_p = hva + p, *shared_g = hva + g;
+
+			if (p == g)
+				continue;
+
+			if (to_private) {
+				/* Zap all, but keep the huge page behind it. */
+				mprotect(hva, SZ_2M, PROT_NONE);
+				mprotect(hva, SZ_2M, PROT_READ | PROT_WRITE);
+				WRITE_ONCE(*shared_p, value + 1);
+				WRITE_ONCE(*shared_g, value + 2);
+
+				race_start(race, PRIVATE_GPA + g, value, random_delay());
+				memfd_to_private(fd, p, PAGE_SIZE);
+				old = race_end(race);
+				TEST_ASSERT(old == value + 2 && READ_ONCE(*shared_g) == value,
+					    "Shared neighbour: %#lx for %#lx, then %#lx for %#lx",
+					    old, value + 2, *shared_g, value);
+
+				old = race_exchange(race, PRIVATE_GPA + p, value + 3);
+				TEST_ASSERT(!old, "New private page: %#lx", old);
+				TEST_ASSERT(READ_ONCE(*shared_p) == value + 1,
+					    "Written to the shared half of a private page: %#lx",
+					    READ_ONCE(*shared_p));
+
+				memfd_to_shared(fd, p, PAGE_SIZE);
+				old = race_exchange(race, PRIVATE_GPA + p, 0);
+				TEST_ASSERT(old == value + 1 && !READ_ONCE(*shared_p),
+					    "Shared again: %#lx for %#lx, then %#lx for 0",
+					    old, value + 1, *shared_p);
+			} else {
+				memfd_to_private(fd, 0, SZ_2M);
+				WRITE_ONCE(*shared_p, value + 1);
+				WRITE_ONCE(*shared_g, value + 2);
+
+				race_start(race, PRIVATE_GPA + g, value, random_delay());
+				memfd_to_shared(fd, p, PAGE_SIZE);
+				old = race_end(race);
+				TEST_ASSERT(!old && READ_ONCE(*shared_g) == value + 2,
+					    "Private neighbour: %#lx for 0, shared half %#lx for %#lx",
+					    old, READ_ONCE(*shared_g), value + 2);
+
+				old = race_exchange(race, PRIVATE_GPA + p, value + 3);
+				TEST_ASSERT(old == value + 1 && READ_ONCE(*shared_p) == value + 3,
+					    "Page that is shared now: %#lx for %#lx, then %#lx for %#lx",
+					    old, value + 1, *shared_p, value + 3);
+				old = race_exchange(race, PRIVATE_GPA + g, 0);
+				TEST_ASSERT(old == value, "Private neighbour: %#lx for %#lx",
+					    old, value);
+				memfd_to_shared(fd, 0, SZ_2M);
+			}
+		}
+	}
+	TEST_ASSERT(rounds[0] && rounds[1], "No time for a single round");
+	faults = get_vm_stat(vm, "private_faults");
+	TEST_ASSERT(faults >= rounds[0] + rounds[1], "%lu private faults in %lu rounds",
+		    faults, rounds[0] + rounds[1]);
+	pr_info("# %lu conversions to shared, %lu to private\n", rounds[0], rounds[1]);
+
+	WRITE_ONCE(race->go, AGENT_NOTHING);
+	pthread_join(thread, NULL);
+	kvm_vm_free(vm);
+}
+
+/*
+ * Two vCPUs exchange a word in each of their pages, over and over, while pages
+ * are converted at random under them.  A guest doesn't know which half it is
+ * on, but it knows what may be there:
+ *  - what it has written there last;
+ *  - zero, as the page has become private since;
+ *  - what it had written before the page became private, as it is shared again.
+ *    That is what @frozen says: the host has read it from the shared half after
+ *    the conversion, and nothing can have changed it since.
+ * And the host knows that the shared half of a private page does not change,
+ * and that of a shared one does.
+ */
+#define CHURN_VCPUS	2
+#define CHURN_PAGES	(2 * PAGES_PER_2M)
+
+struct churn {
+	uint64_t stop;
+	uint64_t round[CHURN_VCPUS];
+	uint64_t frozen[CHURN_PAGES];
+	uint64_t last[CHURN_PAGES];
+};
+
+static uint64_t *churn_word(void *base, uint64_t i)
+{
+	return base + i * PAGE_SIZE + i * 8 % PAGE_SIZE;
+}
+
+static void churn_code(struct churn *churn, uint64_t id)
+{
+	uint64_t i, old, round;
+
+	for (round = 1; !READ_ONCE(churn->stop); round++) {
+		for (i = id; i < CHURN_PAGES; i += CHURN_VCPUS) {
+			uint64_t *p = churn_word((void *)PRIVATE_GPA, i);
+
+			old = round << 16 | i;
+			asm volatile("xchg %0, %1" : "+r"(old), "+m"(*p) : : "memory");
+			__GUEST_ASSERT(!old || old == churn->last[i] ||
+				       old == READ_ONCE(churn->frozen[i]),
+				       "Page %lu: %#lx, last %#lx, frozen %#lx",
+				       i, old, churn->last[i], churn->frozen[i]);
+			churn->last[i] = round << 16 | i;
+		}
+		WRITE_ONCE(churn->round[id], round);
+	}
+	GUEST_DONE();
+}
+
+/* Until a vCPU has been at all of its pages. */
+static void wait_for_round(struct churn *churn, uint64_t id)
+{
+	uint64_t start = READ_ONCE(churn->round[id]), tries = 0;
+
+	while (READ_ONCE(churn->round[id]) < start + 2) {
+		TEST_ASSERT(tries++ < 100000, "vCPU %lu makes no progress", id);
+		usleep(100);
+	}
+}
+
+TEST_F_TIMEOUT(conversion, churn, TIMEOUT)
+{
+	static const uint64_t sizes[] = { 1, 1, 1, 2, 7, 64, 512, 1024 };
+	uint64_t i, end, conversions = 0, looked = 0;
+	struct kvm_vcpu *vcpus[CHURN_VCPUS];
+	pthread_t threads[CHURN_VCPUS];
+	static bool private[CHURN_PAGES];
+	struct churn *churn;
+	struct kvm_vm *vm;
+	vm_vaddr_t gva;
+	void *hva;
+	int fd;
+
+	vm = vm_create_private(CHURN_VCPUS, churn_code, vcpus);
+	gva = vm_vaddr_alloc(vm, sizeof(*churn), KVM_UTIL_MIN_VADDR);
+	churn = addr_gva2hva(vm, gva);
+	memset(churn, 0, sizeof(*churn));
+
+	hva = map_shared_half(CHURN_PAGES * PAGE_SIZE);
+	fd = private_memfd(CHURN_PAGES * PAGE_SIZE);
+	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, CHURN_PAGES * PAGE_SIZE, hva, fd, 0);
+	virt_map(vm, PRIVATE_GPA, PRIVATE_GPA, CHURN_PAGES);
+
+	for (i = 0; i < CHURN_VCPUS; i++) {
+		vcpu_args_set(vcpus[i], 2, gva, i);
+		pthread_create(&threads[i], NULL, race_thread, vcpus[i]);
+	}
+
+	for (end = now_ms() + scaled(6000); now_ms() < end; conversions++) {
+		uint64_t nr = sizes[random() % ARRAY_SIZE(sizes)];
+		uint64_t first = random() % (CHURN_PAGES - nr + 1);
+		bool to_private = random() % 2;
+
+		/* What is private has been for some time: nobody has touched the other half. */
+		for (i = first; i < first + nr; i++)
+			TEST_ASSERT(!private[i] ||
+				    READ_ONCE(*churn_word(hva, i)) == churn->frozen[i],
+				    "Shared half of private page %lu: %#lx became %#lx", i,
+				    churn->frozen[i], READ_ONCE(*churn_word(hva, i)));
+
+		if (to_private) {
+			memfd_to_private(fd, first * PAGE_SIZE, nr * PAGE_SIZE);
+			for (i = first; i < first + nr; i++) {
+				WRITE_ONCE(churn->frozen[i], READ_ONCE(*churn_word(hva, i)));
+				private[i] = true;
+			}
+		} else {
+			memfd_to_shared(fd, first * PAGE_SIZE, nr * PAGE_SIZE);
+			memset(&private[first], 0, nr);
+		}
+		if (conversions % 8)
+			continue;
+
+		/* The guest goes on, and writes only to what is shared. */
+		for (i = 0; i < CHURN_VCPUS; i++)
+			wait_for_round(churn, i);
+		for (i = first; i < first + nr; i++) {
+			uint64_t value = READ_ONCE(*churn_word(hva, i));
+
+			TEST_ASSERT(to_private == (value == churn->frozen[i]),
+				    "Shared half of %s page %lu: %#lx, frozen %#lx",
+				    to_private ? "private" : "shared", i, value, churn->frozen[i]);
+		}
+		looked++;
+	}
+	TEST_ASSERT(looked, "No time for a single conversion");
+	pr_info("# %lu conversions\n", conversions);
+
+	WRITE_ONCE(churn->stop, 1);
+	for (i = 0; i < CHURN_VCPUS; i++)
+		pthread_join(threads[i], NULL);
+	kvm_vm_free(vm);
+}
+
+/*
+ * The guest asks for conversions.  KVM doesn't care about the bits that say to
+ * what, only about those that are defined.
+ */
+static void hypercall_code(void)
+{
+	static const struct {
+		uint64_t offset, size;
+	} ranges[] = {
+		{ 0, PAGE_SIZE },
+		{ 0, SZ_2M },
+		{ PAGE_SIZE, PAGE_SIZE },
+		{ PAGE_SIZE, SZ_2M },
+		{ SZ_2M, PAGE_SIZE },
+		{ SZ_2M - PAGE_SIZE, 3 * PAGE_SIZE },
+		{ 0, SZ_4M },
+	};
+	uint64_t i, at;
+
+	for (i = 0; i < ARRAY_SIZE(ranges); i++) {
+		uint64_t gpa = PRIVATE_GPA + ranges[i].offset;
+		uint64_t size = ranges[i].size;
+
+		for (at = gpa; at < gpa + size; at += PAGE_SIZE)
+			WRITE_ONCE(*(uint64_t *)at, 0x5a5a0000 + i);
+		kvm_hypercall_map_gpa_range(gpa, size, KVM_MAP_GPA_RANGE_ENCRYPTED);
+		for (at = gpa; at < gpa + size; at += PAGE_SIZE) {
+			GUEST_ASSERT_EQ(READ_ONCE(*(uint64_t *)at), 0ul);
+			WRITE_ONCE(*(uint64_t *)at, 0xdeadull << 32 | i);
+		}
+		/* The host looks at the shared half. */
+		GUEST_SYNC3(gpa, size, 0x5a5a0000 + i);
+		for (at = gpa; at < gpa + size; at += PAGE_SIZE)
+			GUEST_ASSERT_EQ(READ_ONCE(*(uint64_t *)at), 0xdeadull << 32 | i);
+
+		kvm_hypercall_map_gpa_range(gpa, size, KVM_MAP_GPA_RANGE_DECRYPTED);
+		for (at = gpa; at < gpa + size; at += PAGE_SIZE)
+			GUEST_ASSERT_EQ(READ_ONCE(*(uint64_t *)at), 0x5a5a0000 + i);
+	}
+	GUEST_DONE();
+}
+
+TEST_F_TIMEOUT(conversion, map_gpa_range, TIMEOUT)
+{
+	int fd = private_memfd(WINDOW_SIZE), converted = 0;
+	void *hva = map_shared_half(WINDOW_SIZE);
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	struct ucall uc;
+	uint64_t at;
+
+	if (!(kvm_check_cap(KVM_CAP_EXIT_HYPERCALL) & BIT(KVM_HC_MAP_GPA_RANGE)))
+		SKIP(return, "No exits for hypercalls");
+
+	vm = vm_create_private(1, hypercall_code, &vcpu);
+	vm_enable_cap(vm, KVM_CAP_EXIT_HYPERCALL, BIT(KVM_HC_MAP_GPA_RANGE));
+	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, WINDOW_SIZE, hva, fd, 0);
+	virt_map(vm, PRIVATE_GPA, PRIVATE_GPA, WINDOW_PAGES);
+
+	for (;;) {
+		struct kvm_run *run = vcpu->run;
+
+		vcpu_run(vcpu);
+		if (run->exit_reason == KVM_EXIT_HYPERCALL) {
+			off_t offset = run->hypercall.args[0] - PRIVATE_GPA;
+			off_t len = run->hypercall.args[1] * PAGE_SIZE;
+
+			TEST_ASSERT_EQ(run->hypercall.nr, KVM_HC_MAP_GPA_RANGE);
+			if (run->hypercall.args[2] & KVM_MAP_GPA_RANGE_ENCRYPTED)
+				memfd_to_private(fd, offset, len);
+			else
+				memfd_to_shared(fd, offset, len);
+			run->hypercall.ret = 0;
+			converted++;
+			continue;
+		}
+
+		switch (get_ucall(vcpu, &uc)) {
+		case UCALL_SYNC:
+			for (at = uc.args[0]; at < uc.args[0] + uc.args[1]; at += PAGE_SIZE)
+				TEST_ASSERT_EQ(*(uint64_t *)(hva + at - PRIVATE_GPA), uc.args[2]);
+			continue;
+		case UCALL_ABORT:
+			REPORT_GUEST_ASSERT(uc);
+		case UCALL_DONE:
+			break;
+		default:
+			TEST_FAIL("Unexpected exit %s", exit_reason_str(run->exit_reason));
+		}
+		break;
+	}
+	TEST_ASSERT(converted >= 14, "Only %d hypercalls", converted);
+	TEST_ASSERT_EQ(memfd_nr_private(fd), 0);
+	kvm_vm_free(vm);
+}
+
+int main(int argc, char *argv[])
+{
+	int r;
+
+	require_private_mem();
+
+	/* Tests end by exit() when they fail: put the settings right here, too. */
+	knob_read("enabled", saved_enabled, sizeof(saved_enabled));
+	knob_read("shmem_enabled", saved_shmem_enabled, sizeof(saved_shmem_enabled));
+	r = test_harness_run(argc, argv);
+	huge_pages_restore();
+	return r;
+}

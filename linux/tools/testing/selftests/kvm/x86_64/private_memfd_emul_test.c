@@ -1,0 +1,1715 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * A guest that runs from private memory: code, page tables, descriptor tables,
+ * stack and data.  What KVM emulates for it must use the private pages, or be
+ * refused, but never read or write the shared alias of a private page.
+ *
+ * The alias is full of traps for that: other instructions where the code is,
+ * page tables that lead elsewhere, other data.  After each step it is compared
+ * with what it was.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <linux/kvm_para.h>
+
+#include "private_memfd.h"
+#include "svm_util.h"
+
+#define TIMEOUT		120
+
+/* Ordinary memory, where the image is before it becomes private. */
+#define LOW_SIZE	SZ_512K
+#define LOW_LOADER	0x1000ul
+#define LOW_VMCB	0x2000ul
+#define LOW_HSAVE	0x3000ul
+#define LOW_NPT		0x4000ul	/* three pages */
+#define LOW_BITMAP	0x8000ul
+#define LOW_STAGING	0x10000ul
+
+/* The private slot, below 4 GiB for the loader's sake; gva and gpa are the same. */
+#define BASE		((uint64_t)SZ_1G)
+#define NR_PAGES	64
+#define SLOT_SIZE	(NR_PAGES * PAGE_SIZE)
+
+/* What is in its pages. */
+#define PML4		0
+#define PDPT		1
+#define PD		2
+#define PT		3
+#define IDT		6
+#define GDT		7
+#define CODE		8		/* four pages */
+#define STACK_END	16
+#define DATA		16		/* full of words that tell where they are */
+#define DECOY		31		/* where the page tables of the alias lead */
+#define CHAIN		32		/* four more page tables, for CHAIN_GVA */
+#define NR_IMAGE	48		/* the rest are holes */
+#define SPARE		48
+
+/* These have no physical page of the same number. */
+#define MMIO_PTE	256
+#define AD_PTE		300
+#define UNMAPPED_PTE	400
+
+#define MMIO_GPA	0x90000000ul
+#define CHAIN_GVA	BIT(39)	/* the second entry of the PML4 */
+
+#define PTE_FLAGS	(PTE_PRESENT_MASK | PTE_WRITABLE_MASK)
+
+#define PORT_DONE	0x10
+#define PORT_EXCEPTION	0x11
+#define PORT_IRQ	0x12
+#define PORT		0x40
+#define IRQ_VECTOR	0x40
+
+#define gva_of(page)	(BASE + (page) * PAGE_SIZE)
+#define gva_of_pte(i)	(BASE + (i) * PAGE_SIZE)
+
+/*
+ * Registers at the start are whatever the test sets; it reads the results from
+ * the registers at the end, too.
+ */
+asm(".pushsection .rodata\n"
+	"asm_code:\n"
+	/* Exceptions, and all other vectors. */
+	"asm_vectors:\n"
+	".set vector, 0\n"
+	".rept 256\n"
+	"	.balign 16\n"
+	"	movb $vector, %al\n"
+	"	outb %al, $0x11\n"
+	"1:	hlt\n"
+	"	jmp 1b\n"
+	"	.set vector, vector + 1\n"
+	".endr\n"
+
+	/* What a word is before the first exit, some exits, then EOI. */
+	"asm_irq:\n"
+	"	orq (%r14), %r13\n"
+	"	outb %al, $0x12\n"
+	"	outb %al, $0x12\n"
+	"	outb %al, $0x12\n"
+	"	movl $0x80b, %ecx\n"
+	"	xorl %eax, %eax\n"
+	"	xorl %edx, %edx\n"
+	"	wrmsr\n"
+	"	outb %al, $0x10\n"
+
+	"asm_wait_for_irq:\n"
+	"	sti\n"
+	"1:	nop\n"
+	"	jmp 1b\n"
+
+	"asm_intercepts:\n"
+	"	hlt\n"
+	"	movl $0x40000000, %eax\n"
+	"	xorl %ecx, %ecx\n"
+	"	cpuid\n"
+	"	movl %ebx, %r8d\n"
+	"	movl $0x277, %ecx\n"		/* MSR_IA32_CR_PAT */
+	"	rdmsr\n"
+	"	movl $0x00070406, %eax\n"
+	"	movl $0x00070401, %edx\n"
+	"	wrmsr\n"
+	"	xorl %eax, %eax\n"
+	"	rdmsr\n"
+	"	shlq $32, %rdx\n"
+	"	orq %rdx, %rax\n"
+	"	movq %rax, %r9\n"
+	"	movq %cr0, %rax\n"
+	"	movq %rax, %cr0\n"
+	"	movq %cr4, %rax\n"
+	"	movq %rax, %cr4\n"
+	"	movq %cr8, %rax\n"
+	"	movq %rax, %cr8\n"
+	"	wbinvd\n"
+	"	pause\n"
+	"	hlt\n"
+	"	movl $0x1234, %r10d\n"
+	"	outb %al, $0x10\n"
+
+	"asm_hypercalls:\n"
+	"	movl $1, %eax\n"		/* KVM_HC_VAPIC_POLL_IRQ */
+	"1:	vmcall\n"
+	"	movq %rax, %r8\n"
+	"	movl $1, %eax\n"
+	"2:	vmmcall\n"
+	"	movq %rax, %r9\n"
+	"	movl 1b(%rip), %r10d\n"
+	"	movl 2b(%rip), %r11d\n"
+	"	outb %al, $0x10\n"
+
+	"asm_ports:\n"
+	"	movl $0x1a2b3c4d, %eax\n"
+	"	movw $0x1234, %dx\n"
+	"	outb %al, (%dx)\n"
+	"	outl %eax, (%dx)\n"
+	"	inl (%dx), %eax\n"
+	"	movl %eax, %r8d\n"
+	"	xorl %eax, %eax\n"
+	"	inb $0x40, %al\n"
+	"	movl %eax, %r9d\n"
+	"	outw %ax, $0x40\n"
+	"	outb %al, $0x10\n"
+
+	"asm_mmio:\n"
+	"	movq (%rsi), %r8\n"
+	"	movzwl 2(%rsi), %r9d\n"
+	"	movl $0x55667788, 8(%rsi)\n"
+	"	addl $5, 16(%rsi)\n"
+	"	pushq 24(%rsi)\n"
+	"	popq %r10\n"
+	"	cld\n"
+	"	addq $32, %rsi\n"
+	"	movl $3, %ecx\n"
+	"	rep movsb\n"			/* to private memory */
+	"	xchgq %rsi, %rdi\n"
+	"	subq $2, %rsi\n"
+	"	movl $3, %ecx\n"
+	"	rep movsb\n"			/* and from it */
+	"	outb %al, $0x10\n"
+
+	"asm_outs:\n"
+	"	cld\n"
+	"	rep outsb\n"
+	"	outb %al, $0x10\n"
+
+	"asm_ins:\n"
+	"	cld\n"
+	"	rep insb\n"
+	"	outb %al, $0x10\n"
+
+	/* Forced to be emulated. */
+	"asm_fep_load:\n"
+	KVM_FEP "movq (%rsi), %rax\n"
+	"	outb %al, $0x10\n"
+
+	"asm_fep_store:\n"
+	KVM_FEP "movq %rax, (%rdi)\n"
+	"	outb %al, $0x10\n"
+
+	"asm_fep_cmpxchg:\n"
+	KVM_FEP "lock cmpxchgq %rbx, (%rdi)\n"
+	"	setz %r8b\n"
+	"	movzbl %r8b, %r8d\n"
+	"	outb %al, $0x10\n"
+
+	"asm_fep_cmpxchg_bytes:\n"
+	KVM_FEP "lock cmpxchgb %bl, (%rdi)\n"
+	"	setz %r8b\n"
+	KVM_FEP "lock cmpxchgw %bx, 8(%rdi)\n"
+	"	setz %r9b\n"
+	KVM_FEP "lock cmpxchgl %ebx, 16(%rdi)\n"
+	"	setz %r10b\n"
+	KVM_FEP "lock xaddq %rbx, 24(%rdi)\n"
+	"	movzbl %r8b, %r8d\n"
+	"	movzbl %r9b, %r9d\n"
+	"	movzbl %r10b, %r10d\n"
+	"	outb %al, $0x10\n"
+
+	"asm_fep_stack:\n"
+	"	movl $0x1234, %eax\n"
+	KVM_FEP "pushq %rax\n"
+	KVM_FEP "popq %r8\n"
+	KVM_FEP "call 1f\n"
+	"	movl $0x5678, %r9d\n"
+	"	outb %al, $0x10\n"
+	"1:\n"
+	KVM_FEP "ret\n"
+
+	"asm_fep_movs:\n"
+	"	cld\n"
+	KVM_FEP "rep movsb\n"
+	"	outb %al, $0x10\n"
+
+	/* Not emulated. */
+	"asm_load:\n"
+	"	movq (%rsi), %rax\n"
+	"	outb %al, $0x10\n"
+
+	"asm_store:\n"
+	"	movq %rax, (%rdi)\n"
+	"	outb %al, $0x10\n"
+
+	"asm_movs:\n"
+	"	cld\n"
+	"	rep movsb\n"
+	"	outb %al, $0x10\n"
+
+	"asm_call:\n"
+	"	call *%rsi\n"
+	"	outb %al, $0x10\n"
+
+	"asm_wrmsr:\n"
+	"	wrmsr\n"
+	"	outb %al, $0x10\n"
+
+	"asm_vmrun:\n"
+	"	vmrun %rax\n"
+	"	outb %al, $0x10\n"
+
+	"asm_vmload:\n"
+	"	vmload %rax\n"
+	"	outb %al, $0x10\n"
+
+	"asm_vmsave:\n"
+	"	vmsave %rax\n"
+	"	outb %al, $0x10\n"
+
+	/* The nested guest. */
+	"asm_l2:\n"
+	"	movl $0x1234, %r15d\n"
+	"	vmmcall\n"
+
+	/* To be copied to pages of their own. */
+	"asm_one:\n"
+	KVM_FEP "movl $0x11111111, %eax\n"
+	"	ret\n"
+	"asm_two:\n"
+	KVM_FEP "movl $0x22222222, %eax\n"
+	"	nop\n"
+	"	ret\n"
+	"asm_code_end:\n"
+
+	/* In real mode, with segments without limits. */
+	".code16\n"
+	"asm_loader:\n"
+	"	addr32 rep movsl\n"
+	"	outb %al, $0x10\n"
+	"asm_loader_end:\n"
+	".code64\n"
+	".popsection\n");
+
+#define LABEL(name)							\
+({									\
+	const char *__label;						\
+									\
+	asm("lea asm_" #name "(%%rip), %0" : "=r"(__label));		\
+	__label;							\
+})
+
+FIXTURE(emul) {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	struct kvm_regs regs;	/* to start with, and at the end */
+	void *low;
+	void *alias;		/* the shared half of the private slot */
+	void *image;		/* what the private half held at the start */
+	void *saved;		/* what the alias has to hold */
+	int fd;
+};
+
+/* How the image gets into private memory. */
+FIXTURE_VARIANT(emul) {
+	bool sealed;
+};
+
+FIXTURE_VARIANT_ADD(emul, loaded) {
+};
+
+FIXTURE_VARIANT_ADD(emul, sealed) {
+	.sealed = true,
+};
+
+#define emul_data FIXTURE_DATA(emul)
+
+static uint64_t code_gva(const char *label)
+{
+	return gva_of(CODE) + (label - LABEL(code));
+}
+
+/* A word of a data page, and of its alias. */
+static uint64_t data_word(uint64_t page, uint64_t offset)
+{
+	return 0xda7a0000ull << 32 | page << 16 | offset;
+}
+
+static uint64_t alias_word(uint64_t page, uint64_t offset)
+{
+	return 0xa11a0000ull << 32 | page << 16 | offset;
+}
+
+static void *page_of(void *base, uint64_t page)
+{
+	return base + page * PAGE_SIZE;
+}
+
+static void fill_words(void *base, uint64_t page, uint64_t (*word)(uint64_t, uint64_t))
+{
+	uint64_t *p = page_of(base, page);
+	uint64_t i;
+
+	for (i = 0; i < PAGE_SIZE; i += sizeof(*p))
+		p[i / sizeof(*p)] = word(page, i);
+}
+
+static void make_tables(void *base, bool decoy)
+{
+	uint64_t *pt = page_of(base, PT), *chain = page_of(base, CHAIN + 3);
+	uint64_t i;
+
+	*(uint64_t *)page_of(base, PML4) = gva_of(PDPT) | PTE_FLAGS;
+	((uint64_t *)page_of(base, PML4))[1] = gva_of(CHAIN + 1) | PTE_FLAGS;
+	((uint64_t *)page_of(base, PDPT))[1] = gva_of(PD) | PTE_FLAGS;
+	*(uint64_t *)page_of(base, PD) = gva_of(PT) | PTE_FLAGS;
+	for (i = 0; i < NR_PAGES; i++)
+		pt[i] = gva_of(decoy ? DECOY : i) | PTE_FLAGS;
+	pt[MMIO_PTE] = (decoy ? gva_of(DECOY) : MMIO_GPA) | PTE_FLAGS;
+	for (i = 0; i < 8; i++)
+		pt[AD_PTE + i] = gva_of(decoy ? DECOY : DATA + i) | PTE_FLAGS;
+	if (decoy)
+		pt[UNMAPPED_PTE] = gva_of(DECOY) | PTE_FLAGS;
+
+	*(uint64_t *)page_of(base, CHAIN + 1) = gva_of(CHAIN + 2) | PTE_FLAGS;
+	*(uint64_t *)page_of(base, CHAIN + 2) = gva_of(CHAIN + 3) | PTE_FLAGS;
+	chain[0] = gva_of(decoy ? DECOY : DATA) | PTE_FLAGS;
+	chain[1] = gva_of(decoy ? DECOY : DATA + 1) | PTE_FLAGS;
+}
+
+static void make_image(emul_data *self)
+{
+	struct idt_entry *idt = page_of(self->image, IDT);
+	uint64_t *gdt = page_of(self->image, GDT);
+	uint64_t i;
+
+	for (i = 0; i < NR_IMAGE; i++)
+		fill_words(self->image, i, data_word);
+	memset(self->image, 0, IDT * PAGE_SIZE);
+	memset(page_of(self->image, CHAIN), 0, 4 * PAGE_SIZE);
+	make_tables(self->image, false);
+
+	for (i = 0; i < 256; i++) {
+		uint64_t handler = i == IRQ_VECTOR ? code_gva(LABEL(irq)) :
+						     code_gva(LABEL(vectors)) + 16 * i;
+
+		idt[i] = (struct idt_entry) {
+			.offset0 = handler,
+			.offset1 = handler >> 16,
+			.offset2 = handler >> 32,
+			.selector = 8,
+			.type = 14,
+			.p = 1,
+		};
+	}
+	gdt[1] = 0x00af9b000000ffff;
+	gdt[2] = 0x00cf93000000ffff;
+	memset(&gdt[256], 0, 104);	/* the TSS */
+	TEST_ASSERT(LABEL(code_end) - LABEL(code) <= 4 * PAGE_SIZE, "The code is too large");
+	memcpy(page_of(self->image, CODE), LABEL(code), LABEL(code_end) - LABEL(code));
+}
+
+static void make_alias(emul_data *self)
+{
+	uint16_t *code = page_of(self->alias, CODE);
+	uint64_t i;
+
+	for (i = 0; i < NR_PAGES; i++)
+		fill_words(self->alias, i, alias_word);
+	memset(self->alias, 0, IDT * PAGE_SIZE);
+	memset(page_of(self->alias, CHAIN), 0, 4 * PAGE_SIZE);
+	make_tables(self->alias, true);
+
+	/* Five or ten bytes long, as no instruction of the code is. */
+	for (i = 0; i < 4 * PAGE_SIZE / sizeof(*code); i++)
+		code[i] = 0xb848;
+	memcpy(self->saved, self->alias, SLOT_SIZE);
+}
+
+/* Pages that are shared at the moment may change. */
+static void check_alias(emul_data *self)
+{
+	uint64_t i, j;
+
+	for (i = 0; i < NR_PAGES; i++) {
+		uint64_t *now = page_of(self->alias, i), *then = page_of(self->saved, i);
+
+		if (!memfd_is_private(self->fd, i * PAGE_SIZE))
+			continue;
+		for (j = 0; j < PAGE_SIZE / sizeof(*now); j++)
+			TEST_ASSERT(now[j] == then[j],
+				    "Alias of private page %lu, offset %#lx: %#lx became %#lx",
+				    i, j * sizeof(*now), then[j], now[j]);
+	}
+}
+
+static void set_segment(struct kvm_segment *segment, uint16_t selector, uint8_t type, bool l)
+{
+	*segment = (struct kvm_segment) {
+		.selector = selector,
+		.type = type,
+		.limit = -1,
+		.present = 1,
+		.s = 1,
+		.l = l,
+		.db = !l,
+		.g = 1,
+	};
+}
+
+/* Ordinary instructions write what becomes private. */
+static void load_image(emul_data *self)
+{
+	struct kvm_regs regs = {
+		.rip = LOW_LOADER,
+		.rflags = X86_EFLAGS_FIXED,
+		.rsi = LOW_STAGING,
+		.rdi = BASE,
+		.rcx = NR_IMAGE * PAGE_SIZE / 4,
+	};
+	struct kvm_sregs sregs;
+
+	memcpy(self->low + LOW_LOADER, LABEL(loader), LABEL(loader_end) - LABEL(loader));
+	memcpy(self->low + LOW_STAGING, self->image, NR_IMAGE * PAGE_SIZE);
+	memfd_to_private(self->fd, 0, NR_IMAGE * PAGE_SIZE);
+
+	vcpu_sregs_get(self->vcpu, &sregs);
+	set_segment(&sregs.cs, 0, 11, false);
+	sregs.cs.db = 0;
+	set_segment(&sregs.ds, 0, 3, false);
+	sregs.es = sregs.ds;
+	sregs.ss = sregs.ds;
+	vcpu_sregs_set(self->vcpu, &sregs);
+	vcpu_regs_set(self->vcpu, &regs);
+	vcpu_run(self->vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
+	vcpu_run_complete_io(self->vcpu);
+	vcpu_regs_get(self->vcpu, &regs);
+	TEST_ASSERT(!regs.rcx, "The loader has left %#llx", regs.rcx);
+	memset(self->low + LOW_STAGING, 0xcc, NR_IMAGE * PAGE_SIZE);
+}
+
+static void enter_long_mode(emul_data *self)
+{
+	struct kvm_sregs sregs;
+
+	vcpu_sregs_get(self->vcpu, &sregs);
+	set_segment(&sregs.cs, 8, 11, true);
+	set_segment(&sregs.ds, 16, 3, false);
+	sregs.es = sregs.ds;
+	sregs.fs = sregs.ds;
+	sregs.gs = sregs.ds;
+	sregs.ss = sregs.ds;
+	sregs.tr = (struct kvm_segment) {
+		.base = gva_of(GDT) + 2048,
+		.limit = 0x67,
+		.selector = 24,
+		.type = 11,
+		.present = 1,
+	};
+	memset(&sregs.ldt, 0, sizeof(sregs.ldt));
+	sregs.ldt.unusable = 1;
+	sregs.gdt.base = gva_of(GDT);
+	sregs.gdt.limit = 23;
+	sregs.idt.base = gva_of(IDT);
+	sregs.idt.limit = PAGE_SIZE - 1;
+	sregs.cr0 = X86_CR0_PE | X86_CR0_NE | X86_CR0_WP | X86_CR0_PG;
+	sregs.cr3 = gva_of(PML4);
+	sregs.cr4 = X86_CR4_PAE | X86_CR4_OSFXSR;
+	sregs.efer = EFER_LME | EFER_LMA | EFER_NX;
+	vcpu_sregs_set(self->vcpu, &sregs);
+}
+
+static void emul_create(emul_data *self, bool sealed, bool irqchip)
+{
+	self->vm = vm_create_barebones_type(KVM_X86_SW_PROTECTED_VM);
+	if (irqchip)
+		vm_create_irqchip(self->vm);
+	self->vcpu = __vm_vcpu_add(self->vm, 0);
+	vcpu_init_cpuid(self->vcpu, kvm_get_supported_cpuid());
+
+	self->low = map_shared_half(LOW_SIZE);
+	vm_set_user_memory_region(self->vm, 0, 0, 0, LOW_SIZE, self->low);
+	self->image = map_shared_half(SLOT_SIZE);
+	self->saved = map_shared_half(SLOT_SIZE);
+	self->alias = map_shared_half(SLOT_SIZE);
+	make_image(self);
+	make_alias(self);
+
+	if (sealed) {
+		self->fd = private_memfd_sized(SLOT_SIZE, MFD_ALLOW_SEALING);
+		TEST_ASSERT(pwrite(self->fd, self->image, NR_IMAGE * PAGE_SIZE, 0) ==
+			    NR_IMAGE * PAGE_SIZE, "pwrite() failed: %s", strerror(errno));
+		memfd_to_shared(self->fd, NR_IMAGE * PAGE_SIZE, SLOT_SIZE - NR_IMAGE * PAGE_SIZE);
+		TEST_ASSERT(!fcntl(self->fd, F_ADD_SEALS, F_SEAL_INACCESSIBLE),
+			    "F_ADD_SEALS failed: %s", strerror(errno));
+	} else {
+		self->fd = private_memfd(SLOT_SIZE);
+	}
+	vm_add_private(self->vm, PRIVATE_SLOT, BASE, SLOT_SIZE, self->alias, self->fd, 0);
+	if (!sealed)
+		load_image(self);
+	enter_long_mode(self);
+	check_alias(self);
+}
+
+static bool can_seal(void)
+{
+	int fd = private_memfd_sized(PAGE_SIZE, MFD_ALLOW_SEALING);
+	bool can = !fcntl(fd, F_ADD_SEALS, F_SEAL_INACCESSIBLE);
+
+	close(fd);
+	return can;
+}
+
+FIXTURE_SETUP(emul)
+{
+	if (variant->sealed && !can_seal())
+		SKIP(return, "This kernel can't seal a file that has content");
+	emul_create(self, variant->sealed, false);
+}
+
+FIXTURE_TEARDOWN(emul)
+{
+	kvm_vm_free(self->vm);
+	close(self->fd);
+}
+
+static void set_start(emul_data *self, const char *label)
+{
+	self->regs.rip = code_gva(label);
+	self->regs.rsp = gva_of(STACK_END);
+	self->regs.rflags = X86_EFLAGS_FIXED;
+	vcpu_regs_set(self->vcpu, &self->regs);
+}
+
+/* Run to an exit of port I/O: writes are checked, reads filled in. */
+static void run_to_port(emul_data *self, uint16_t port, int size, int count, bool in,
+			const void *data)
+{
+	struct kvm_run *run = self->vcpu->run;
+
+	vcpu_run(self->vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
+	TEST_ASSERT(run->io.port == port && run->io.size == size && run->io.count == count &&
+		    run->io.direction == (in ? KVM_EXIT_IO_IN : KVM_EXIT_IO_OUT),
+		    "Wanted port %#x, size %d, count %d, got port %#x, size %d, count %d, data %#x",
+		    port, size, count, run->io.port, run->io.size, run->io.count,
+		    *((uint8_t *)run + run->io.data_offset));
+	if (in)
+		memcpy((void *)run + run->io.data_offset, data, size * count);
+	else if (data)
+		TEST_ASSERT(!memcmp((void *)run + run->io.data_offset, data, size * count),
+			    "Port %#x: wrong data, first byte %#x", port,
+			    *((uint8_t *)run + run->io.data_offset));
+}
+
+static void run_to_mmio(emul_data *self, uint64_t offset, int len, bool write, uint64_t data)
+{
+	struct kvm_run *run = self->vcpu->run;
+	uint64_t value = 0;
+
+	vcpu_run(self->vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_MMIO);
+	TEST_ASSERT(run->mmio.phys_addr == MMIO_GPA + offset && run->mmio.len == len &&
+		    run->mmio.is_write == write,
+		    "Wanted %d bytes at offset %#lx, write %d, got %d at %#llx, write %d",
+		    len, offset, write, run->mmio.len, run->mmio.phys_addr, run->mmio.is_write);
+	if (write) {
+		memcpy(&value, run->mmio.data, len);
+		TEST_ASSERT(value == data, "Wrote %#lx for %#lx", value, data);
+	} else {
+		memcpy(run->mmio.data, &data, len);
+	}
+}
+
+static void finish(emul_data *self)
+{
+	vcpu_run_complete_io(self->vcpu);
+	vcpu_regs_get(self->vcpu, &self->regs);
+	check_alias(self);
+}
+
+/* Run to the end of the piece of code. */
+static void run_to_end(emul_data *self)
+{
+	struct kvm_run *run = self->vcpu->run;
+	int r = _vcpu_run(self->vcpu);
+
+	TEST_ASSERT(!r, "KVM_RUN failed: %s, exit %s, gpa %#llx", strerror(errno),
+		    exit_reason_str(run->exit_reason), run->memory_fault.gpa);
+	if (run->exit_reason == KVM_EXIT_IO && run->io.port == PORT_EXCEPTION) {
+		struct kvm_regs regs;
+
+		vcpu_regs_get(self->vcpu, &regs);
+		TEST_FAIL("Exception %lld, rsp %#llx", regs.rax & 0xff, regs.rsp);
+	}
+	TEST_ASSERT(run->exit_reason == KVM_EXIT_IO && run->io.port == PORT_DONE,
+		    "Unexpected exit %s", exit_reason_str(run->exit_reason));
+	finish(self);
+}
+
+static void run_code(emul_data *self, const char *label)
+{
+	set_start(self, label);
+	run_to_end(self);
+}
+
+/* Returns the vector if there was an exception, else -1. */
+static int try_code(emul_data *self, const char *label)
+{
+	struct kvm_run *run = self->vcpu->run;
+	int vector = -1;
+
+	set_start(self, label);
+	vcpu_run(self->vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
+	if (run->io.port == PORT_EXCEPTION)
+		vector = *((uint8_t *)run + run->io.data_offset);
+	else
+		TEST_ASSERT_EQ(run->io.port, PORT_DONE);
+	finish(self);
+	return vector;
+}
+
+static uint64_t guest_load(emul_data *self, uint64_t gva)
+{
+	self->regs.rsi = gva;
+	run_code(self, LABEL(load));
+	return self->regs.rax;
+}
+
+static void guest_store(emul_data *self, uint64_t gva, uint64_t value)
+{
+	self->regs.rdi = gva;
+	self->regs.rax = value;
+	run_code(self, LABEL(store));
+}
+
+static void guest_copy(emul_data *self, uint64_t to, uint64_t from, uint64_t len)
+{
+	self->regs.rdi = to;
+	self->regs.rsi = from;
+	self->regs.rcx = len;
+	run_code(self, LABEL(movs));
+}
+
+/* A whole page, by way of a shared one. */
+static void guest_put_page(emul_data *self, uint64_t page, const void *data)
+{
+	memcpy(page_of(self->alias, SPARE), data, PAGE_SIZE);
+	guest_copy(self, gva_of(page), gva_of(SPARE), PAGE_SIZE);
+}
+
+static uint64_t fep_load(emul_data *self, uint64_t gva)
+{
+	self->regs.rsi = gva;
+	self->regs.rax = 0x6a6a6a6a;
+	run_code(self, LABEL(fep_load));
+	return self->regs.rax;
+}
+
+static void fep_store(emul_data *self, uint64_t gva, uint64_t value)
+{
+	self->regs.rdi = gva;
+	self->regs.rax = value;
+	run_code(self, LABEL(fep_store));
+}
+
+#define FEP_PARAM	"/sys/module/kvm/parameters/force_emulation_prefix"
+
+/* Whether instructions with the prefix are emulated; main() puts it back. */
+static bool fep_enabled(void)
+{
+	int fd = open(FEP_PARAM, O_WRONLY);
+	bool done = fd >= 0 && write(fd, "1", 1) == 1;
+
+	close(fd);
+	return done;
+}
+
+/* Instructions that KVM has to skip, or to look at, after their exit. */
+TEST_F(emul, intercepts)
+{
+	int i;
+
+	for (i = 0; i < 3; i++) {
+		set_start(self, LABEL(intercepts));
+		vcpu_run(self->vcpu);
+		TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_HLT);
+		check_alias(self);
+		vcpu_run(self->vcpu);
+		TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_HLT);
+		check_alias(self);
+		run_to_end(self);
+		TEST_ASSERT_EQ(self->regs.r8, 0x4b4d564bull);	/* "KVMK" */
+		TEST_ASSERT_EQ(self->regs.r9, 0x0007040100070406ull);
+		TEST_ASSERT_EQ(self->regs.r10, 0x1234ull);
+	}
+}
+
+/* One of the two instructions is the other vendor's, and replaced in place. */
+TEST_F(emul, hypercalls)
+{
+	uint32_t native = host_cpu_is_amd ? 0xd9010f : 0xc1010f;
+
+	run_code(self, LABEL(hypercalls));
+	TEST_ASSERT_EQ(self->regs.r8, 0ull);
+	TEST_ASSERT_EQ(self->regs.r9, 0ull);
+	TEST_ASSERT_EQ((uint32_t)self->regs.r10 & 0xffffff, native);
+	TEST_ASSERT_EQ((uint32_t)self->regs.r11 & 0xffffff, native);
+	run_code(self, LABEL(hypercalls));
+	TEST_ASSERT_EQ(self->regs.r8, 0ull);
+}
+
+TEST_F(emul, ports)
+{
+	set_start(self, LABEL(ports));
+	run_to_port(self, 0x1234, 1, 1, false, "\x4d");
+	run_to_port(self, 0x1234, 4, 1, false, "\x4d\x3c\x2b\x1a");
+	run_to_port(self, 0x1234, 4, 1, true, "\x01\x02\x03\x04");
+	run_to_port(self, PORT, 1, 1, true, "\x77");
+	run_to_port(self, PORT, 2, 1, false, "\x77");
+	run_to_end(self);
+	TEST_ASSERT_EQ(self->regs.r8, 0x04030201ull);
+	TEST_ASSERT_EQ(self->regs.r9, 0x77ull);
+}
+
+/* The address is found by private page tables, the operand in private pages. */
+TEST_F(emul, mmio)
+{
+	uint64_t at = gva_of(DATA) + PAGE_SIZE - 1;
+
+	self->regs.rsi = gva_of_pte(MMIO_PTE);
+	self->regs.rdi = at;
+	set_start(self, LABEL(mmio));
+	run_to_mmio(self, 0, 8, false, 0x1122334455667788);
+	run_to_mmio(self, 2, 2, false, 0x99aa);
+	run_to_mmio(self, 8, 4, true, 0x55667788);
+	run_to_mmio(self, 16, 4, false, 0x10);
+	run_to_mmio(self, 16, 4, true, 0x15);
+	run_to_mmio(self, 24, 8, false, 0x0102030405060708);
+	/* To the last byte of a page, and the first two of the next. */
+	run_to_mmio(self, 32, 1, false, 0xa1);
+	run_to_mmio(self, 33, 1, false, 0xa2);
+	run_to_mmio(self, 34, 1, false, 0xa3);
+	/* These two, and the one behind. */
+	run_to_mmio(self, 35, 1, true, 0xa2);
+	run_to_mmio(self, 36, 1, true, 0xa3);
+	run_to_mmio(self, 37, 1, true, data_word(DATA + 1, 0) >> 16 & 0xff);
+	run_to_end(self);
+	TEST_ASSERT_EQ(self->regs.r8, 0x1122334455667788ull);
+	TEST_ASSERT_EQ(self->regs.r9, 0x99aaull);
+	TEST_ASSERT_EQ(self->regs.r10, 0x0102030405060708ull);
+	TEST_ASSERT_EQ((uint32_t)guest_load(self, at) & 0xffffff, 0xa3a2a1u);
+}
+
+/* Run to an exit of "rep outsb", which may be several; returns what came. */
+static void collect(emul_data *self, uint8_t *data, unsigned int len)
+{
+	struct kvm_run *run = self->vcpu->run;
+	unsigned int got = 0;
+
+	while (got < len) {
+		vcpu_run(self->vcpu);
+		TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
+		TEST_ASSERT(run->io.port == PORT && run->io.direction == KVM_EXIT_IO_OUT &&
+			    run->io.size == 1 && got + run->io.count <= len,
+			    "Port %#x, size %d, count %d", run->io.port, run->io.size,
+			    run->io.count);
+		memcpy(data + got, (void *)run + run->io.data_offset, run->io.count);
+		got += run->io.count;
+	}
+}
+
+static void supply(emul_data *self, const uint8_t *data, unsigned int len)
+{
+	struct kvm_run *run = self->vcpu->run;
+	unsigned int done = 0;
+
+	while (done < len) {
+		vcpu_run(self->vcpu);
+		TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
+		TEST_ASSERT(run->io.port == PORT && run->io.direction == KVM_EXIT_IO_IN &&
+			    run->io.size == 1 && done + run->io.count <= len,
+			    "Port %#x, size %d, count %d", run->io.port, run->io.size,
+			    run->io.count);
+		memcpy((void *)run + run->io.data_offset, data + done, run->io.count);
+		done += run->io.count;
+	}
+}
+
+static void start_string(emul_data *self, const char *label, uint64_t gva, uint64_t len)
+{
+	self->regs.rsi = gva;
+	self->regs.rdi = gva;
+	self->regs.rcx = len;
+	self->regs.rdx = PORT;
+	set_start(self, label);
+}
+
+/* Over the edge between private pages, and to a shared one and back. */
+TEST_F(emul, string_ports)
+{
+	const uint64_t edges[] = { gva_of(DATA + 1), gva_of(DATA + 4), gva_of(DATA + 5) };
+	uint8_t data[16], expect[16];
+	int i, j;
+
+	/* Of three pages the one in the middle becomes shared. */
+	memfd_to_shared(self->fd, (DATA + 4) * PAGE_SIZE, PAGE_SIZE);
+	for (i = 0; i < ARRAY_SIZE(edges); i++) {
+		uint64_t offset = edges[i] - BASE - 8;
+
+		for (j = 0; j < 16; j += 8) {
+			uint64_t page = (offset + j) / PAGE_SIZE;
+
+			memcpy(expect + j, (memfd_is_private(self->fd, page * PAGE_SIZE) ?
+					    self->image : self->alias) + offset + j, 8);
+		}
+		start_string(self, LABEL(outs), edges[i] - 8, 16);
+		collect(self, data, 16);
+		run_to_end(self);
+		TEST_ASSERT(!memcmp(data, expect, 16), "Edge %d: %#lx, %#lx for %#lx, %#lx", i,
+			    *(uint64_t *)data, *(uint64_t *)(data + 8),
+			    *(uint64_t *)expect, *(uint64_t *)(expect + 8));
+
+		for (j = 0; j < 16; j++)
+			data[j] = i * 16 + j;
+		start_string(self, LABEL(ins), edges[i] - 8, 16);
+		supply(self, data, 16);
+		run_to_end(self);
+		for (j = 0; j < 16; j += 8)
+			TEST_ASSERT_EQ(guest_load(self, edges[i] - 8 + j), *(uint64_t *)(data + j));
+		/* So that the next edge finds what it looks for. */
+		guest_store(self, edges[i] - 8, *(uint64_t *)expect);
+		guest_store(self, edges[i], *(uint64_t *)(expect + 8));
+	}
+}
+
+TEST_F(emul, forced)
+{
+	uint64_t at = gva_of(DATA) + 0x100, edge = gva_of(DATA + 1) - 4, i;
+
+	if (!fep_enabled())
+		SKIP(return, "Can't enable " FEP_PARAM);
+
+	TEST_ASSERT_EQ(fep_load(self, at), data_word(DATA, 0x100));
+	fep_store(self, at, 0x123456789);
+	TEST_ASSERT_EQ(guest_load(self, at), 0x123456789ull);
+
+	/* Over the edge of two private pages. */
+	TEST_ASSERT_EQ(fep_load(self, edge), data_word(DATA, 0xff8) >> 32 |
+					     data_word(DATA + 1, 0) << 32);
+	fep_store(self, edge, 0x1122334455667788);
+	TEST_ASSERT_EQ(guest_load(self, edge), 0x1122334455667788ull);
+
+	/* Of a private and a shared page. */
+	memfd_to_shared(self->fd, (DATA + 4) * PAGE_SIZE, PAGE_SIZE);
+	edge = gva_of(DATA + 4) - 4;
+	TEST_ASSERT_EQ(fep_load(self, edge), data_word(DATA + 3, 0xff8) >> 32 |
+					     alias_word(DATA + 4, 0) << 32);
+	fep_store(self, edge, 0x1122334455667788);
+	TEST_ASSERT_EQ(guest_load(self, edge), 0x1122334455667788ull);
+	TEST_ASSERT_EQ(*(uint32_t *)page_of(self->alias, DATA + 4), 0x11223344u);
+
+	/* Locked, successful and not. */
+	for (i = 0; i < 2; i++) {
+		self->regs.rdi = at;
+		self->regs.rax = 0x123456789 + i;
+		self->regs.rbx = 0x987654321;
+		run_code(self, LABEL(fep_cmpxchg));
+		TEST_ASSERT_EQ(self->regs.r8, 1 - i);
+		if (i)
+			TEST_ASSERT_EQ(self->regs.rax, 0x123456789ull);
+		TEST_ASSERT_EQ(guest_load(self, at), i ? 0x123456789ull : 0x987654321ull);
+		guest_store(self, at, 0x123456789);
+	}
+
+	/* All widths. */
+	at = gva_of(DATA + 2);
+	for (i = 0; i < 32; i += 8)
+		guest_store(self, at + i, 0x1111111111111111);
+	self->regs.rdi = at;
+	self->regs.rax = 0x1111111111111111;
+	self->regs.rbx = 0x2222222222222222;
+	run_code(self, LABEL(fep_cmpxchg_bytes));
+	TEST_ASSERT_EQ(self->regs.r8 + self->regs.r9 + self->regs.r10, 3ull);
+	TEST_ASSERT_EQ(self->regs.rbx, 0x1111111111111111ull);
+	TEST_ASSERT_EQ(guest_load(self, at), 0x1111111111111122ull);
+	TEST_ASSERT_EQ(guest_load(self, at + 8), 0x1111111111112222ull);
+	TEST_ASSERT_EQ(guest_load(self, at + 16), 0x1111111122222222ull);
+	TEST_ASSERT_EQ(guest_load(self, at + 24), 0x3333333333333333ull);
+
+	run_code(self, LABEL(fep_stack));
+	TEST_ASSERT_EQ(self->regs.r8, 0x1234ull);
+	TEST_ASSERT_EQ(self->regs.r9, 0x5678ull);
+	TEST_ASSERT_EQ(self->regs.rsp, gva_of(STACK_END));
+
+	/* From private to private, from private to shared, back. */
+	self->regs.rsi = gva_of(DATA + 6) - 4;
+	self->regs.rdi = gva_of(DATA + 8) - 4;
+	self->regs.rcx = 8;
+	run_code(self, LABEL(fep_movs));
+	TEST_ASSERT_EQ(guest_load(self, gva_of(DATA + 8) - 4),
+		       data_word(DATA + 5, 0xff8) >> 32 | data_word(DATA + 6, 0) << 32);
+	self->regs.rsi = gva_of(DATA + 6) - 4;
+	self->regs.rdi = gva_of(DATA + 4) + 64;
+	self->regs.rcx = 8;
+	run_code(self, LABEL(fep_movs));
+	TEST_ASSERT_EQ(*(uint64_t *)(page_of(self->alias, DATA + 4) + 64),
+		       data_word(DATA + 5, 0xff8) >> 32 | data_word(DATA + 6, 0) << 32);
+	self->regs.rsi = gva_of(DATA + 4) + 128;
+	self->regs.rdi = gva_of(DATA + 9);
+	self->regs.rcx = 8;
+	run_code(self, LABEL(fep_movs));
+	TEST_ASSERT_EQ(guest_load(self, gva_of(DATA + 9)), alias_word(DATA + 4, 128));
+}
+
+#define AD(accessed, dirty) \
+	(((accessed) ? PTE_ACCESSED_MASK : 0) | ((dirty) ? PTE_DIRTY_MASK : 0))
+
+static void assert_pte(emul_data *self, uint64_t table, uint64_t index, uint64_t pte)
+{
+	uint64_t value = guest_load(self, gva_of(table) + index * 8);
+
+	TEST_ASSERT(value == pte, "Entry %lu of page table %lu: %#lx for %#lx", index, table,
+		    value, pte);
+}
+
+/* The emulator's page walk marks what it uses, where it is. */
+TEST_F(emul, accessed_and_dirty)
+{
+	uint64_t *shared_pt = page_of(self->alias, SPARE);
+
+	if (!fep_enabled())
+		SKIP(return, "Can't enable " FEP_PARAM);
+
+	/* Nobody has used these before. */
+	assert_pte(self, PT, AD_PTE, gva_of(DATA) | PTE_FLAGS);
+	TEST_ASSERT_EQ(fep_load(self, gva_of_pte(AD_PTE) + 8), data_word(DATA, 8));
+	assert_pte(self, PT, AD_PTE, gva_of(DATA) | PTE_FLAGS | AD(1, 0));
+	fep_store(self, gva_of_pte(AD_PTE + 1), 0x9);
+	assert_pte(self, PT, AD_PTE + 1, gva_of(DATA + 1) | PTE_FLAGS | AD(1, 1));
+	fep_store(self, gva_of_pte(AD_PTE) + 8, 0x10);
+	assert_pte(self, PT, AD_PTE, gva_of(DATA) | PTE_FLAGS | AD(1, 1));
+	self->regs.rdi = gva_of_pte(AD_PTE + 2);
+	self->regs.rax = 0;
+	run_code(self, LABEL(fep_cmpxchg));
+	assert_pte(self, PT, AD_PTE + 2, gva_of(DATA + 2) | PTE_FLAGS | AD(1, 1));
+	assert_pte(self, PT, AD_PTE + 3, gva_of(DATA + 3) | PTE_FLAGS);
+	TEST_ASSERT_EQ(guest_load(self, gva_of(DATA)  + 8), 0x10ull);
+	TEST_ASSERT_EQ(guest_load(self, gva_of(DATA + 1)), 0x9ull);
+
+	/* At all levels. */
+	assert_pte(self, PML4, 1, gva_of(CHAIN + 1) | PTE_FLAGS);
+	TEST_ASSERT_EQ(fep_load(self, CHAIN_GVA + 16), data_word(DATA, 16));
+	assert_pte(self, PML4, 1, gva_of(CHAIN + 1) | PTE_FLAGS | AD(1, 0));
+	assert_pte(self, CHAIN + 1, 0, gva_of(CHAIN + 2) | PTE_FLAGS | AD(1, 0));
+	assert_pte(self, CHAIN + 2, 0, gva_of(CHAIN + 3) | PTE_FLAGS | AD(1, 0));
+	assert_pte(self, CHAIN + 3, 0, gva_of(DATA) | PTE_FLAGS | AD(1, 0));
+	fep_store(self, CHAIN_GVA + PAGE_SIZE, 0x11);
+	assert_pte(self, CHAIN + 3, 1, gva_of(DATA + 1) | PTE_FLAGS | AD(1, 1));
+	assert_pte(self, CHAIN + 2, 0, gva_of(CHAIN + 3) | PTE_FLAGS | AD(1, 0));
+
+	/* A shared page table is as good, and marked in the shared half. */
+	shared_pt[0] = gva_of(DATA + 6) | PTE_FLAGS;
+	guest_store(self, gva_of(CHAIN + 2) + 8, gva_of(SPARE) | PTE_FLAGS);
+	TEST_ASSERT_EQ(fep_load(self, CHAIN_GVA + SZ_2M), data_word(DATA + 6, 0));
+	TEST_ASSERT_EQ(shared_pt[0], gva_of(DATA + 6) | PTE_FLAGS | AD(1, 0));
+	fep_store(self, CHAIN_GVA + SZ_2M, 0x12);
+	TEST_ASSERT_EQ(shared_pt[0], gva_of(DATA + 6) | PTE_FLAGS | AD(1, 1));
+	assert_pte(self, CHAIN + 2, 1, gva_of(SPARE) | PTE_FLAGS | AD(1, 0));
+
+	/* A write to what is read-only ends in the guest, and marks nothing. */
+	guest_store(self, gva_of(PT) + (AD_PTE + 4) * 8, gva_of(DATA + 4) | PTE_PRESENT_MASK);
+	self->regs.rdi = gva_of_pte(AD_PTE + 4);
+	TEST_ASSERT_EQ(try_code(self, LABEL(fep_store)), PF_VECTOR);
+	assert_pte(self, PT, AD_PTE + 4, gva_of(DATA + 4) | PTE_PRESENT_MASK);
+	self->regs.rsi = gva_of_pte(UNMAPPED_PTE);
+	TEST_ASSERT_EQ(try_code(self, LABEL(fep_load)), PF_VECTOR);
+}
+
+/* Data, code and page tables change their half between two instructions. */
+TEST_F(emul, converted_between)
+{
+	uint64_t one_size = LABEL(two) - LABEL(one), two_size = LABEL(code_end) - LABEL(two);
+	uint64_t data = gva_of(SPARE), code = gva_of(SPARE + 1), table = gva_of(SPARE + 2);
+	uint64_t *shared_pt = page_of(self->alias, SPARE + 2);
+	int i;
+
+	if (!fep_enabled())
+		SKIP(return, "Can't enable " FEP_PARAM);
+
+	memcpy(page_of(self->alias, SPARE + 1), LABEL(one), one_size);
+	shared_pt[0] = gva_of(DATA) | PTE_FLAGS;
+	guest_store(self, gva_of(CHAIN + 2) + 8, table | PTE_FLAGS);
+
+	for (i = 0; i < 20; i++) {
+		uint64_t value = i ? 0x5000 + i - 1 : alias_word(SPARE, 0);
+
+		/* Shared. */
+		TEST_ASSERT_EQ(fep_load(self, data), value);
+		fep_store(self, data, 0x5000 + i);
+		TEST_ASSERT_EQ(*(uint64_t *)page_of(self->alias, SPARE), 0x5000 + i);
+		self->regs.rsi = code;
+		run_code(self, LABEL(call));
+		TEST_ASSERT_EQ(self->regs.rax, 0x11111111ull);
+		TEST_ASSERT_EQ(fep_load(self, CHAIN_GVA + SZ_2M), data_word(DATA, 0));
+
+		memfd_to_private(self->fd, SPARE * PAGE_SIZE, 3 * PAGE_SIZE);
+		memcpy(page_of(self->saved, SPARE), page_of(self->alias, SPARE), 3 * PAGE_SIZE);
+
+		/* Private. */
+		TEST_ASSERT_EQ(fep_load(self, data), 0ull);
+		fep_store(self, data, 0x9000 + i);
+		TEST_ASSERT_EQ(guest_load(self, data), 0x9000ull + i);
+		guest_copy(self, code, code_gva(LABEL(two)), two_size);
+		self->regs.rsi = code;
+		run_code(self, LABEL(call));
+		TEST_ASSERT_EQ(self->regs.rax, 0x22222222ull);
+		self->regs.rsi = CHAIN_GVA + SZ_2M;
+		TEST_ASSERT_EQ(try_code(self, LABEL(fep_load)), PF_VECTOR);
+		guest_store(self, table, gva_of(DATA + 1) | PTE_FLAGS);
+		TEST_ASSERT_EQ(fep_load(self, CHAIN_GVA + SZ_2M), data_word(DATA + 1, 0));
+
+		memfd_to_shared(self->fd, SPARE * PAGE_SIZE, 3 * PAGE_SIZE);
+	}
+}
+
+static void assert_translation(emul_data *self, uint64_t gva, bool valid, uint64_t gpa)
+{
+	struct kvm_translation tr = {
+		.linear_address = gva,
+	};
+
+	vcpu_ioctl(self->vcpu, KVM_TRANSLATE, &tr);
+	TEST_ASSERT(tr.valid == valid && (!valid || tr.physical_address == gpa),
+		    "KVM_TRANSLATE of %#lx: valid %d, gpa %#llx for valid %d, gpa %#lx", gva,
+		    tr.valid, tr.physical_address, valid, gpa);
+	check_alias(self);
+}
+
+TEST_F(emul, translate)
+{
+	uint64_t *shared_pt = page_of(self->alias, SPARE);
+
+	assert_translation(self, gva_of(DATA) + 0x123, true, gva_of(DATA) + 0x123);
+	assert_translation(self, gva_of_pte(MMIO_PTE) + 8, true, MMIO_GPA + 8);
+	assert_translation(self, CHAIN_GVA + PAGE_SIZE + 7, true, gva_of(DATA + 1) + 7);
+	assert_translation(self, gva_of_pte(UNMAPPED_PTE), false, 0);
+
+	/* By a shared page table, a private one, and one that isn't there. */
+	shared_pt[0] = gva_of(DATA + 6) | PTE_FLAGS;
+	guest_store(self, gva_of(CHAIN + 2) + 8, gva_of(SPARE) | PTE_FLAGS);
+	assert_translation(self, CHAIN_GVA + SZ_2M, true, gva_of(DATA + 6));
+	memcpy(self->saved, self->alias, SLOT_SIZE);
+	memfd_to_private(self->fd, SPARE * PAGE_SIZE, PAGE_SIZE);
+	assert_translation(self, CHAIN_GVA + SZ_2M, false, 0);
+	guest_store(self, gva_of(SPARE), gva_of(DATA + 7) | PTE_FLAGS);
+	assert_translation(self, CHAIN_GVA + SZ_2M, true, gva_of(DATA + 7));
+	memfd_to_shared(self->fd, SPARE * PAGE_SIZE, PAGE_SIZE);
+	assert_translation(self, CHAIN_GVA + SZ_2M, true, gva_of(DATA + 6));
+	TEST_ASSERT(!mprotect(shared_pt, PAGE_SIZE, PROT_NONE), "mprotect() failed");
+	assert_translation(self, CHAIN_GVA + SZ_2M, false, 0);
+	TEST_ASSERT_EQ(memfd_is_private(self->fd, SPARE * PAGE_SIZE), false);
+}
+
+/* KVM reads the four entries of the PDPT itself. */
+TEST_F(emul, pdptes)
+{
+	struct kvm_sregs2 sregs;
+	uint64_t i;
+
+	if (!kvm_has_cap(KVM_CAP_SREGS2))
+		SKIP(return, "There is no KVM_SET_SREGS2");
+
+	for (i = 0; i < 4; i++)
+		guest_store(self, gva_of(DATA) + i * 8, gva_of(i + 1) | PTE_PRESENT_MASK);
+	vcpu_ioctl(self->vcpu, KVM_GET_SREGS2, &sregs);
+	set_segment((struct kvm_segment *)&sregs.cs, 8, 11, false);
+	sregs.efer = 0;
+	sregs.cr3 = gva_of(DATA);
+	sregs.flags = 0;
+	vcpu_ioctl(self->vcpu, KVM_SET_SREGS2, &sregs);
+	memset(&sregs, 0, sizeof(sregs));
+	vcpu_ioctl(self->vcpu, KVM_GET_SREGS2, &sregs);
+	TEST_ASSERT(sregs.flags & KVM_SREGS2_FLAGS_PDPTRS_VALID, "There are no PDPTEs");
+	for (i = 0; i < 4; i++)
+		TEST_ASSERT_EQ(sregs.pdptrs[i], gva_of(i + 1) | PTE_PRESENT_MASK);
+	check_alias(self);
+}
+
+/* The guest goes on to a page that isn't there, twice; nobody allocates it. */
+static void run_to_hole(emul_data *self, uint64_t page)
+{
+	int i;
+
+	for (i = 0; i < 2; i++)
+		assert_memory_fault(self->vcpu, _vcpu_run(self->vcpu), EFAULT,
+				    KVM_MEMORY_EXIT_FLAG_PRIVATE, gva_of(page));
+	TEST_ASSERT_EQ(memfd_is_private(self->fd, page * PAGE_SIZE), false);
+	check_alias(self);
+}
+
+/* The last pages of the slot have no shared half any more, nor the private yet. */
+static void make_holes(emul_data *self)
+{
+	TEST_ASSERT(!mprotect(page_of(self->alias, SPARE), (NR_PAGES - SPARE) * PAGE_SIZE,
+			      PROT_NONE), "mprotect() failed: %s", strerror(errno));
+	self->saved = map_shared_half(SLOT_SIZE);
+	memcpy(self->saved, self->alias, SPARE * PAGE_SIZE);
+}
+
+static void fill_hole(emul_data *self, uint64_t page)
+{
+	/* Then it can be compared again. */
+	memset(page_of(self->saved, page), 0, PAGE_SIZE);
+	TEST_ASSERT(mmap(page_of(self->alias, page), PAGE_SIZE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED,
+		    "mmap() failed: %s", strerror(errno));
+	memfd_to_private(self->fd, page * PAGE_SIZE, PAGE_SIZE);
+}
+
+/* Without any help by the emulator: data, code, a page table. */
+TEST_F(emul, holes)
+{
+	make_holes(self);
+
+	self->regs.rsi = gva_of(SPARE) + 8;
+	set_start(self, LABEL(load));
+	run_to_hole(self, SPARE);
+	fill_hole(self, SPARE);
+	run_to_end(self);
+	TEST_ASSERT_EQ(self->regs.rax, 0ull);
+
+	self->regs.rsi = gva_of(SPARE + 1);
+	set_start(self, LABEL(call));
+	run_to_hole(self, SPARE + 1);
+	fill_hole(self, SPARE + 1);
+	guest_copy(self, gva_of(SPARE + 1), code_gva(LABEL(load)), LABEL(store) - LABEL(load));
+	self->regs.rip = gva_of(SPARE + 1);
+	self->regs.rsi = gva_of(DATA);
+	vcpu_regs_set(self->vcpu, &self->regs);
+	run_to_end(self);
+	TEST_ASSERT_EQ(self->regs.rax, data_word(DATA, 0));
+
+	guest_store(self, gva_of(CHAIN + 2) + 8, gva_of(SPARE + 2) | PTE_FLAGS);
+	self->regs.rsi = CHAIN_GVA + SZ_2M;
+	set_start(self, LABEL(load));
+	run_to_hole(self, SPARE + 2);
+	fill_hole(self, SPARE + 2);
+	guest_store(self, gva_of(SPARE + 2), gva_of(DATA + 1) | PTE_FLAGS);
+	TEST_ASSERT_EQ(guest_load(self, CHAIN_GVA + SZ_2M), data_word(DATA + 1, 0));
+}
+
+/* String I/O, which is always emulated. */
+TEST_F(emul, holes_of_string_ports)
+{
+	uint8_t data[16];
+
+	make_holes(self);
+	start_string(self, LABEL(outs), gva_of(SPARE), 8);
+	run_to_hole(self, SPARE);
+	fill_hole(self, SPARE);
+	collect(self, data, 8);
+	run_to_end(self);
+	TEST_ASSERT_EQ(*(uint64_t *)data, 0);
+
+	/* Half of it is there. */
+	guest_store(self, gva_of(SPARE + 1) - 8, 0x0706050403020100);
+	start_string(self, LABEL(outs), gva_of(SPARE + 1) - 8, 16);
+	collect(self, data, 8);
+	run_to_hole(self, SPARE + 1);
+	fill_hole(self, SPARE + 1);
+	collect(self, data + 8, 8);
+	run_to_end(self);
+	TEST_ASSERT_EQ(*(uint64_t *)data, 0x0706050403020100ull);
+	TEST_ASSERT_EQ(*(uint64_t *)(data + 8), 0ull);
+}
+
+/* What the port gives has nowhere to go: it must not get lost as MMIO. */
+TEST_F(emul, hole_of_string_input)
+{
+	uint64_t value = 0x1716151413121110;
+	struct kvm_run *run = self->vcpu->run;
+	int r;
+
+	make_holes(self);
+	start_string(self, LABEL(ins), gva_of(SPARE), 8);
+	r = _vcpu_run(self->vcpu);
+	if (!r) {
+		/* Only if the port is read first. */
+		TEST_ASSERT(run->exit_reason == KVM_EXIT_IO && run->io.port == PORT &&
+			    run->io.direction == KVM_EXIT_IO_IN, "Unexpected exit %s",
+			    exit_reason_str(run->exit_reason));
+		memcpy((void *)run + run->io.data_offset, &value, run->io.count);
+		r = _vcpu_run(self->vcpu);
+	}
+	assert_memory_fault(self->vcpu, r, EFAULT, KVM_MEMORY_EXIT_FLAG_PRIVATE, gva_of(SPARE));
+	fill_hole(self, SPARE);
+	check_alias(self);
+}
+
+/* The rest of the emulator: each kind of access to a hole. */
+TEST_F(emul, holes_when_forced)
+{
+	const struct {
+		const char *name;
+		const char *label;
+	} tries[] = {
+		{ "load", LABEL(fep_load) },
+		{ "store", LABEL(fep_store) },
+		{ "cmpxchg", LABEL(fep_cmpxchg) },
+		{ "movs", LABEL(fep_movs) },
+	};
+	int i;
+
+	if (!fep_enabled())
+		SKIP(return, "Can't enable " FEP_PARAM);
+
+	make_holes(self);
+	for (i = 0; i < ARRAY_SIZE(tries); i++) {
+		pr_info("# %s\n", tries[i].name);
+		self->regs.rsi = gva_of(SPARE + i);
+		self->regs.rdi = gva_of(SPARE + i);
+		self->regs.rax = 0;
+		self->regs.rbx = 0x9;
+		self->regs.rcx = 1;
+		set_start(self, tries[i].label);
+		run_to_hole(self, SPARE + i);
+		fill_hole(self, SPARE + i);
+		run_to_end(self);
+	}
+	TEST_ASSERT_EQ(guest_load(self, gva_of(SPARE + 2)), 0x9ull);
+
+	/* Over the edge, done again as a whole. */
+	pr_info("# straddle\n");
+	self->regs.rdi = gva_of(SPARE + 4) - 4;
+	self->regs.rax = 0x1122334455667788;
+	set_start(self, LABEL(fep_store));
+	run_to_hole(self, SPARE + 4);
+	fill_hole(self, SPARE + 4);
+	run_to_end(self);
+	TEST_ASSERT_EQ(guest_load(self, gva_of(SPARE + 4) - 4), 0x1122334455667788ull);
+
+	/* The page table. */
+	pr_info("# page walk\n");
+	guest_store(self, gva_of(CHAIN + 2) + 8, gva_of(SPARE + 5) | PTE_FLAGS);
+	self->regs.rsi = CHAIN_GVA + SZ_2M;
+	set_start(self, LABEL(fep_load));
+	run_to_hole(self, SPARE + 5);
+	fill_hole(self, SPARE + 5);
+	guest_store(self, gva_of(SPARE + 5), gva_of(DATA + 1) | PTE_FLAGS);
+	TEST_ASSERT_EQ(fep_load(self, CHAIN_GVA + SZ_2M), data_word(DATA + 1, 0));
+
+	/* The instruction: its prefix is on one page, the rest on the next. */
+	pr_info("# fetch\n");
+	fill_hole(self, SPARE + 6);
+	guest_copy(self, gva_of(SPARE + 7) - 5, code_gva(LABEL(fep_load)), 5);
+	self->regs.rip = gva_of(SPARE + 7) - 5;
+	self->regs.rsi = gva_of(DATA + 2);
+	vcpu_regs_set(self->vcpu, &self->regs);
+	run_to_hole(self, SPARE + 7);
+	fill_hole(self, SPARE + 7);
+	guest_copy(self, gva_of(SPARE + 7), code_gva(LABEL(fep_load)) + 5,
+		   LABEL(fep_store) - LABEL(fep_load) - 5);
+	self->regs.rip = gva_of(SPARE + 7) - 5;
+	self->regs.rsi = gva_of(DATA + 2);
+	vcpu_regs_set(self->vcpu, &self->regs);
+	run_to_end(self);
+	TEST_ASSERT_EQ(self->regs.rax, data_word(DATA + 2, 0));
+}
+
+/* Paravirtual structures that KVM writes by itself, at almost any time. */
+static const struct {
+	const char *name;
+	uint32_t msr;
+	uint32_t bits;
+} pv_msrs[] = {
+	{ "wall clock, old", MSR_KVM_WALL_CLOCK, 0 },
+	{ "system time, old", MSR_KVM_SYSTEM_TIME, 1 },
+	{ "wall clock", MSR_KVM_WALL_CLOCK_NEW, 0 },
+	{ "system time", MSR_KVM_SYSTEM_TIME_NEW, 1 },
+	{ "steal time", MSR_KVM_STEAL_TIME, KVM_MSR_ENABLED },
+	{ "PV EOI", MSR_KVM_PV_EOI_EN, KVM_MSR_ENABLED },
+	{ "async page faults", MSR_KVM_ASYNC_PF_EN, KVM_ASYNC_PF_ENABLED },
+};
+
+FIXTURE(pv) {
+};
+
+FIXTURE_SETUP(pv)
+{
+}
+
+FIXTURE_TEARDOWN(pv)
+{
+}
+
+static bool guest_wrmsr(emul_data *self, uint32_t msr, uint64_t value)
+{
+	int vector;
+
+	self->regs.rcx = msr;
+	self->regs.rax = value & 0xffffffff;
+	self->regs.rdx = value >> 32;
+	vector = try_code(self, LABEL(wrmsr));
+	TEST_ASSERT(vector == -1 || vector == GP_VECTOR, "Exception %d", vector);
+	return vector == -1;
+}
+
+/*
+ * Whatever makes KVM update its structures: entries, sleeping, an interrupt.
+ * Returns what was at @gva when that had just come in.
+ */
+static uint64_t provoke(emul_data *self, uint64_t gva)
+{
+	struct kvm_msi msi = {
+		.address_lo = 0xfee00000,
+		.data = IRQ_VECTOR,
+	};
+	struct kvm_clock_data clock;
+	int i;
+
+	for (i = 0; i < 4; i++) {
+		guest_load(self, gva_of(DATA));
+		vm_ioctl(self->vm, KVM_GET_CLOCK, &clock);
+		clock.flags = 0;
+		vm_ioctl(self->vm, KVM_SET_CLOCK, &clock);
+		usleep(1000);
+	}
+
+	self->regs.r13 = 0;
+	self->regs.r14 = gva;
+	set_start(self, LABEL(wait_for_irq));
+	TEST_ASSERT(__vm_ioctl(self->vm, KVM_SIGNAL_MSI, &msi) == 1, "KVM_SIGNAL_MSI failed");
+	for (i = 0; i < 3; i++)
+		run_to_port(self, PORT_IRQ, 1, 1, false, NULL);
+	run_to_end(self);
+	return self->regs.r13;
+}
+
+static void pv_create(emul_data *self)
+{
+	struct kvm_sregs sregs;
+
+	memset(self, 0, sizeof(*self));
+	emul_create(self, false, true);
+	vcpu_sregs_get(self->vcpu, &sregs);
+	sregs.apic_base = 0xfee00d00;	/* x2APIC, of the boot CPU */
+	vcpu_sregs_set(self->vcpu, &sregs);
+	TEST_ASSERT(guest_wrmsr(self, 0x80f, 0x1ff), "The APIC can't be enabled");
+}
+
+static bool has_msr(uint32_t msr)
+{
+	const struct kvm_msr_list *list = kvm_get_msr_index_list();
+	int i;
+
+	for (i = 0; i < list->nmsrs; i++)
+		if (list->indices[i] == msr)
+			return true;
+	return false;
+}
+
+/* In a private page from the start: it works there, or it doesn't at all. */
+TEST_F_TIMEOUT(pv, msrs_of_private_pages, TIMEOUT)
+{
+	const uint64_t gva = gva_of(DATA + 1), offset = 0x40;
+	emul_data data, *emul = &data;
+	uint64_t value, j;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(pv_msrs); i++) {
+		bool taken, changed;
+
+		TEST_ASSERT(has_msr(pv_msrs[i].msr), "There is no MSR %#x", pv_msrs[i].msr);
+		pv_create(emul);
+		for (j = 0; j < 128; j += 8)
+			guest_store(emul, gva + offset + j, 0);
+		value = provoke(emul, gva + offset);
+		TEST_ASSERT_EQ(value, 0);
+		taken = guest_wrmsr(emul, pv_msrs[i].msr, (gva + offset) | pv_msrs[i].bits);
+		changed = provoke(emul, gva + offset);
+		for (j = 0; j < PAGE_SIZE; j += 8) {
+			value = guest_load(emul, gva + j);
+			if (j >= offset && j < offset + 128)
+				changed |= value != 0;
+			else
+				TEST_ASSERT_EQ(value, data_word(DATA + 1, j));
+		}
+		pr_info("# %s: %s, %s\n", pv_msrs[i].name, taken ? "taken" : "#GP",
+			changed ? "works" : "nothing is written");
+		TEST_ASSERT(taken || !changed, "Refused, but written");
+
+		/* Punched, the other half is the right one, if any. */
+		memfd_to_shared(emul->fd, (DATA + 1) * PAGE_SIZE, PAGE_SIZE);
+		provoke(emul, gva + offset);
+		kvm_vm_free(emul->vm);
+		close(emul->fd);
+	}
+}
+
+/* In a shared page, which becomes private under KVM, and shared again. */
+TEST_F_TIMEOUT(pv, msrs_of_converted_pages, TIMEOUT)
+{
+	emul_data data, *emul = &data;
+	int i, round;
+
+	for (i = 0; i < ARRAY_SIZE(pv_msrs); i++) {
+		bool taken, works;
+
+		pv_create(emul);
+		memset(page_of(emul->alias, SPARE), 0, PAGE_SIZE);
+		taken = guest_wrmsr(emul, pv_msrs[i].msr, gva_of(SPARE) | pv_msrs[i].bits);
+		for (round = 0; round < 3; round++) {
+			uint64_t *shared = page_of(emul->alias, SPARE);
+
+			works = provoke(emul, gva_of(SPARE));
+			memfd_to_private(emul->fd, SPARE * PAGE_SIZE, PAGE_SIZE);
+			memcpy(page_of(emul->saved, SPARE), shared, PAGE_SIZE);
+			works |= shared[0] || shared[1] || shared[2];
+			if (!round)
+				pr_info("# %s: %s, %s\n", pv_msrs[i].name,
+					taken ? "taken" : "#GP",
+					works ? "works" : "nothing is written");
+			provoke(emul, gva_of(SPARE));
+			memfd_to_shared(emul->fd, SPARE * PAGE_SIZE, PAGE_SIZE);
+			TEST_ASSERT(!memcmp(page_of(emul->saved, SPARE), shared, PAGE_SIZE),
+				    "%s: the shared half was written", pv_msrs[i].name);
+		}
+		kvm_vm_free(emul->vm);
+		close(emul->fd);
+	}
+}
+
+/* In a hole: nothing, or an exit, but nothing that would hang or be forgotten. */
+TEST_F_TIMEOUT(pv, msrs_of_holes, TIMEOUT)
+{
+	emul_data data, *emul = &data;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(pv_msrs); i++) {
+		pv_create(emul);
+		make_holes(emul);
+		guest_wrmsr(emul, pv_msrs[i].msr, gva_of(SPARE) | pv_msrs[i].bits);
+		provoke(emul, gva_of(DATA));
+		TEST_ASSERT_EQ(memfd_is_private(emul->fd, SPARE * PAGE_SIZE), false);
+		fill_hole(emul, SPARE);
+		provoke(emul, gva_of(SPARE));
+		kvm_vm_free(emul->vm);
+		close(emul->fd);
+	}
+}
+
+/* Nested virtualization: L2, or what describes it, in private memory. */
+FIXTURE(nested) {
+	emul_data emul;
+};
+
+FIXTURE_SETUP(nested)
+{
+	struct kvm_sregs sregs;
+
+	if (!kvm_cpu_has(X86_FEATURE_SVM))
+		SKIP(return, "There is no nested SVM");
+
+	emul_create(&self->emul, false, false);
+	vcpu_sregs_get(self->emul.vcpu, &sregs);
+	sregs.efer |= EFER_SVME;
+	vcpu_sregs_set(self->emul.vcpu, &sregs);
+	TEST_ASSERT(guest_wrmsr(&self->emul, MSR_VM_HSAVE_PA, LOW_HSAVE), "No MSR_VM_HSAVE_PA");
+}
+
+FIXTURE_TEARDOWN(nested)
+{
+	if (!self->emul.vm)
+		return;
+	kvm_vm_free(self->emul.vm);
+	close(self->emul.fd);
+}
+
+static void set_vmcb_segment(struct vmcb_seg *seg, const struct kvm_segment *from)
+{
+	seg->selector = from->selector;
+	seg->base = from->base;
+	seg->limit = from->limit;
+	seg->attrib = from->type | from->s << 4 | from->dpl << 5 | from->present << 7 |
+		      from->l << 9 | from->db << 10 | from->g << 11;
+}
+
+/* L2 is L1 once more, at LABEL(l2). */
+static void make_vmcb(emul_data *self, struct vmcb *vmcb)
+{
+	struct kvm_sregs sregs;
+
+	vcpu_sregs_get(self->vcpu, &sregs);
+	memset(vmcb, 0, PAGE_SIZE);
+	set_vmcb_segment(&vmcb->save.cs, &sregs.cs);
+	set_vmcb_segment(&vmcb->save.ds, &sregs.ds);
+	set_vmcb_segment(&vmcb->save.es, &sregs.es);
+	set_vmcb_segment(&vmcb->save.ss, &sregs.ss);
+	vmcb->save.gdtr.base = sregs.gdt.base;
+	vmcb->save.gdtr.limit = sregs.gdt.limit;
+	vmcb->save.idtr.base = sregs.idt.base;
+	vmcb->save.idtr.limit = sregs.idt.limit;
+	vmcb->save.efer = sregs.efer;
+	vmcb->save.cr0 = sregs.cr0;
+	vmcb->save.cr3 = sregs.cr3;
+	vmcb->save.cr4 = sregs.cr4;
+	vmcb->save.dr6 = 0xffff0ff0;
+	vmcb->save.dr7 = 0x400;
+	vmcb->save.g_pat = 0x0007040600070406;
+	vmcb->save.rflags = X86_EFLAGS_FIXED;
+	vmcb->save.rip = code_gva(LABEL(l2));
+	vmcb->save.rsp = gva_of(STACK_END - 1);
+	vmcb->control.asid = 1;
+	vmcb->control.intercept = BIT_ULL(INTERCEPT_VMRUN) | BIT_ULL(INTERCEPT_VMMCALL);
+}
+
+/* L1's nested page tables: as it is, in pages of 2 MiB, where the slot is. */
+static void make_npt(void *pages, uint64_t gpa)
+{
+	uint64_t *pml4 = pages, *pdpt = pages + PAGE_SIZE, *pd = pages + 2 * PAGE_SIZE;
+	uint64_t i;
+
+	memset(pages, 0, 3 * PAGE_SIZE);
+	pml4[0] = (gpa + PAGE_SIZE) | PTE_FLAGS | PTE_USER_MASK;
+	pdpt[1] = (gpa + 2 * PAGE_SIZE) | PTE_FLAGS | PTE_USER_MASK;
+	for (i = 0; i < 512; i++)
+		pd[i] = (BASE + i * SZ_2M) | PTE_FLAGS | PTE_USER_MASK | PTE_LARGE_MASK;
+}
+
+static const char *vmrun_result(emul_data *self)
+{
+	struct kvm_run *run = self->vcpu->run;
+	const char *result = NULL;
+	int r;
+
+	set_start(self, LABEL(vmrun));
+	r = _vcpu_run(self->vcpu);
+	if (r) {
+		TEST_ASSERT(errno == EFAULT && run->exit_reason == KVM_EXIT_MEMORY_FAULT,
+			    "KVM_RUN failed: %s, exit %s", strerror(errno),
+			    exit_reason_str(run->exit_reason));
+		TEST_ASSERT(run->memory_fault.gpa >= BASE &&
+			    run->memory_fault.gpa < BASE + SLOT_SIZE, "A fault at %#llx",
+			    run->memory_fault.gpa);
+		result = "ends in KVM_EXIT_MEMORY_FAULT";
+	} else if (run->exit_reason == KVM_EXIT_IO && run->io.port == PORT_EXCEPTION) {
+		result = *((uint8_t *)run + run->io.data_offset) == UD_VECTOR ? "ends in #UD" :
+									       "ends in #GP";
+		TEST_ASSERT(*((uint8_t *)run + run->io.data_offset) == UD_VECTOR ||
+			    *((uint8_t *)run + run->io.data_offset) == GP_VECTOR,
+			    "Exception %d", *((uint8_t *)run + run->io.data_offset));
+	} else if (run->exit_reason == KVM_EXIT_IO && run->io.port == PORT_DONE) {
+		struct kvm_regs regs;
+
+		vcpu_regs_get(self->vcpu, &regs);
+		result = regs.r15 == 0x1234 ? "works" : "L2 didn't run";
+	} else {
+		TEST_ASSERT(run->exit_reason == KVM_EXIT_SHUTDOWN ||
+			    run->exit_reason == KVM_EXIT_INTERNAL_ERROR,
+			    "Unexpected exit %s", exit_reason_str(run->exit_reason));
+		result = exit_reason_str(run->exit_reason);
+	}
+	check_alias(self);
+	pr_info("# %s\n", result);
+	return result;
+}
+
+/* The VMCB itself. */
+TEST_F(nested, vmcb)
+{
+	const char * const labels[] = { LABEL(vmrun), LABEL(vmload), LABEL(vmsave) };
+	emul_data *emul = &self->emul;
+	int i, vector;
+
+	make_vmcb(emul, page_of(emul->image, DATA));
+	make_vmcb(emul, page_of(emul->alias, DATA));
+	memcpy(page_of(emul->saved, DATA), page_of(emul->alias, DATA), PAGE_SIZE);
+	guest_put_page(emul, DATA, page_of(emul->image, DATA));
+
+	for (i = 0; i < ARRAY_SIZE(labels); i++) {
+		emul->regs.rax = gva_of(DATA);
+		emul->regs.r15 = 0;
+		vector = try_code(emul, labels[i]);
+		TEST_ASSERT(vector == GP_VECTOR || vector == UD_VECTOR ||
+			    (vector == -1 && (i || emul->regs.r15 == 0x1234)),
+			    "Instruction %d: exception %d", i, vector);
+		pr_info("# %d: exception %d\n", i, vector);
+	}
+}
+
+/* All but the VMCB, first without nested page tables. */
+TEST_F(nested, guest)
+{
+	emul_data *emul = &self->emul;
+	const char *result;
+
+	make_vmcb(emul, emul->low + LOW_VMCB);
+	emul->regs.rax = LOW_VMCB;
+	emul->regs.r15 = 0;
+	result = vmrun_result(emul);
+	TEST_ASSERT(!strcmp(result, "works"), "L2 without nested paging: %s", result);
+}
+
+TEST_F(nested, nested_paging)
+{
+	emul_data *emul = &self->emul;
+	struct vmcb *vmcb = emul->low + LOW_VMCB;
+
+	if (!kvm_cpu_has(X86_FEATURE_NPT))
+		SKIP(return, "There is no nested paging");
+
+	make_vmcb(emul, vmcb);
+	make_npt(emul->low + LOW_NPT, LOW_NPT);
+	vmcb->control.nested_ctl = SVM_NESTED_CTL_NP_ENABLE;
+	vmcb->control.nested_cr3 = LOW_NPT;
+	emul->regs.rax = LOW_VMCB;
+	emul->regs.r15 = 0;
+	vmrun_result(emul);
+}
+
+/* The tables are in private memory, with others in the alias. */
+TEST_F(nested, nested_page_tables)
+{
+	emul_data *emul = &self->emul;
+	struct vmcb *vmcb = emul->low + LOW_VMCB;
+	int i;
+
+	if (!kvm_cpu_has(X86_FEATURE_NPT))
+		SKIP(return, "There is no nested paging");
+
+	make_vmcb(emul, vmcb);
+	make_npt(page_of(emul->image, DATA), gva_of(DATA));
+	for (i = 0; i < 3; i++)
+		guest_put_page(emul, DATA + i, page_of(emul->image, DATA + i));
+	vmcb->control.nested_ctl = SVM_NESTED_CTL_NP_ENABLE;
+	vmcb->control.nested_cr3 = gva_of(DATA);
+	emul->regs.rax = LOW_VMCB;
+	emul->regs.r15 = 0;
+	vmrun_result(emul);
+}
+
+/* Which MSRs L1 wants to see: KVM reads it at VMRUN. */
+TEST_F(nested, msr_bitmap)
+{
+	emul_data *emul = &self->emul;
+	struct vmcb *vmcb = emul->low + LOW_VMCB;
+
+	make_vmcb(emul, vmcb);
+	vmcb->control.intercept |= BIT_ULL(INTERCEPT_MSR_PROT) | BIT_ULL(INTERCEPT_IOIO_PROT);
+	vmcb->control.msrpm_base_pa = gva_of(DATA);
+	vmcb->control.iopm_base_pa = gva_of(DATA + 4);
+	emul->regs.rax = LOW_VMCB;
+	emul->regs.r15 = 0;
+	vmrun_result(emul);
+}
+
+int main(int argc, char *argv[])
+{
+	char saved[16] = "";
+	int fd, r;
+
+	require_private_mem();
+
+	fd = open(FEP_PARAM, O_RDWR);
+	if (fd >= 0 && read(fd, saved, sizeof(saved) - 1) < 0)
+		saved[0] = '\0';
+	r = test_harness_run(argc, argv);
+	if (saved[0])
+		TEST_ASSERT(write(fd, saved, strlen(saved)) > 0, "Can't restore " FEP_PARAM);
+	return r;
+}

@@ -1,0 +1,695 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Slots pin files, files don't pin VMs, and everything may end in any order:
+ * the fd, the slot, the VM, the vCPU, the process; while another process that
+ * has the file converts it back and forth.  Nothing may be left behind then.
+ */
+#include <dirent.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "private_memfd.h"
+
+#define TIMEOUT		300
+
+#define SIZE		((uint64_t)SZ_8M)
+#define CODE_PROGRESS	0x800
+
+/*
+ * A guest that takes no time to set up: no page tables, segments without
+ * limits.  It counts in pages of the private slot, which is where ds starts,
+ * and in a word of the ordinary one.
+ */
+asm(".pushsection .rodata\n"
+	".code16\n"
+	"counter_start:\n"
+	"1:	addr32 incl 0x000000\n"
+	"	addr32 incl 0x001000\n"
+	"	addr32 incl 0x1ff000\n"
+	"	addr32 incl 0x200000\n"
+	"	addr32 incl 0x3ff000\n"
+	"	addr32 incl 0x7ff000\n"
+	"	addr32 incl %cs:0x800\n"
+	"	jmp 1b\n"
+	"counter_end:\n"
+	".code64\n"
+	".popsection\n");
+
+#define LABEL(name)							\
+({									\
+	const char *__label;						\
+									\
+	asm("lea " #name "(%%rip), %0" : "=r"(__label));		\
+	__label;							\
+})
+
+struct machine {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	void *code;
+	void *hva;
+	int fd;
+	pthread_t thread;
+	bool stop;
+};
+
+static void machine_create(struct machine *m)
+{
+	struct kvm_sregs sregs;
+	struct kvm_regs regs = {
+		.rflags = X86_EFLAGS_FIXED,
+	};
+
+	m->stop = false;
+	m->vm = vm_create_barebones_type(KVM_X86_SW_PROTECTED_VM);
+	m->code = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	TEST_ASSERT(m->code != MAP_FAILED, "mmap() failed: %s", strerror(errno));
+	memcpy(m->code, LABEL(counter_start), LABEL(counter_end) - LABEL(counter_start));
+	vm_set_user_memory_region(m->vm, 0, 0, 0, PAGE_SIZE, m->code);
+
+	m->vcpu = __vm_vcpu_add(m->vm, 0);
+	vcpu_sregs_get(m->vcpu, &sregs);
+	sregs.cs.base = 0;
+	sregs.cs.selector = 0;
+	sregs.cs.limit = -1;
+	sregs.cs.g = 1;
+	sregs.ds = sregs.cs;
+	sregs.ds.type = 3;
+	sregs.ds.base = SZ_256M;
+	vcpu_sregs_set(m->vcpu, &sregs);
+	vcpu_regs_set(m->vcpu, &regs);
+}
+
+static int machine_bind(struct machine *m)
+{
+	return __vm_add_private(m->vm, PRIVATE_SLOT, SZ_256M, SIZE, m->hva, m->fd, 0) ? errno : 0;
+}
+
+static void machine_must_bind(struct machine *m)
+{
+	int r = machine_bind(m);
+
+	TEST_ASSERT(!r, "Binding failed: %s", strerror(r));
+}
+
+/* Until it is told to stop, or the vCPU is closed under it.  Without the slot it is MMIO. */
+static void *machine_thread(void *arg)
+{
+	struct machine *m = arg;
+
+	while (!READ_ONCE(m->stop)) {
+		if (!__vcpu_run(m->vcpu)) {
+			TEST_ASSERT_KVM_EXIT_REASON(m->vcpu, KVM_EXIT_MMIO);
+			continue;
+		}
+		if (errno == EBADF)
+			break;
+		TEST_ASSERT(errno == EINTR, "KVM_RUN failed: %s, exit %s", strerror(errno),
+			    exit_reason_str(m->vcpu->run->exit_reason));
+	}
+	return NULL;
+}
+
+static void ignore(int signal)
+{
+}
+
+static void machine_start(struct machine *m)
+{
+	signal(SIGUSR1, ignore);
+	pthread_create(&m->thread, NULL, machine_thread, m);
+}
+
+static void machine_stop(struct machine *m)
+{
+	WRITE_ONCE(m->stop, true);
+	m->vcpu->run->immediate_exit = 1;
+	pthread_kill(m->thread, SIGUSR1);
+	pthread_join(m->thread, NULL);
+	m->vcpu->run->immediate_exit = 0;
+}
+
+/* Memory that is shared with the vCPU keeps it alive as the fd does. */
+static void machine_close_vcpu(struct machine *m, bool running)
+{
+	close(m->vcpu->fd);
+	if (!running)
+		munmap(m->vcpu->run, ioctl(m->vm->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, NULL));
+}
+
+/* The guest goes round once more, from start to end. */
+static void machine_wait(struct machine *m)
+{
+	uint32_t *progress = m->code + CODE_PROGRESS;
+	uint32_t start = READ_ONCE(*progress);
+	int tries = 0;
+
+	while (READ_ONCE(*progress) - start < 2) {
+		TEST_ASSERT(tries++ < 100000, "The guest makes no progress");
+		usleep(100);
+	}
+}
+
+/* Converts back and forth, large and small, until it is killed, as its parent is. */
+static void converter(int fd)
+{
+	for (;;) {
+		uint64_t nr = SIZE / PAGE_SIZE, first;
+
+		if (random() % 4) {
+			first = random() % nr;
+			nr = random() % 2 ? 1 : 1 + random() % (nr - first);
+		} else {
+			first = 0;
+		}
+		if (fallocate(fd, FALLOC_FL_KEEP_SIZE |
+			      (random() % 2 ? FALLOC_FL_PUNCH_HOLE : 0),
+			      first * PAGE_SIZE, nr * PAGE_SIZE) && errno != EINTR)
+			_exit(errno);
+		/* Others need the CPU, too. */
+		if (random() % 4 == 0)
+			usleep(random() % 500);
+	}
+}
+
+static pid_t converter_start(int fd)
+{
+	pid_t pid = fork();
+
+	TEST_ASSERT(pid >= 0, "fork() failed: %s", strerror(errno));
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		converter(fd);
+	}
+	return pid;
+}
+
+/* It must still be at work. */
+static void converter_stop(pid_t pid)
+{
+	int status;
+
+	kill(pid, SIGKILL);
+	TEST_ASSERT(waitpid(pid, &status, 0) == pid, "waitpid() failed: %s", strerror(errno));
+	TEST_ASSERT(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL,
+		    "The conversions ended with status %#x", status);
+}
+
+/* What must be as it was before. */
+struct counters {
+	long shmem_kb;
+	long vms;
+	long kvm_users;
+	long vendor_users;
+};
+
+static long read_number(const char *path)
+{
+	long value = -1;
+	FILE *f = fopen(path, "r");
+
+	if (f) {
+		if (fscanf(f, "%ld", &value) != 1)
+			value = -1;
+		fclose(f);
+	}
+	return value;
+}
+
+static void read_counters(struct counters *c)
+{
+	struct dirent *entry;
+	char line[128];
+	FILE *f;
+	DIR *d;
+
+	memset(c, 0, sizeof(*c));
+
+	/* Without this each CPU may have some pages to itself. */
+	read_number("/proc/sys/vm/stat_refresh");
+	f = fopen("/proc/meminfo", "r");
+	TEST_ASSERT(f, "Can't read /proc/meminfo: %s", strerror(errno));
+	while (fgets(line, sizeof(line), f))
+		sscanf(line, "Shmem: %ld", &c->shmem_kb);
+	fclose(f);
+
+	/* A directory for each VM, if debugfs is there. */
+	d = opendir("/sys/kernel/debug/kvm");
+	while (d && (entry = readdir(d)))
+		c->vms += entry->d_type == DT_DIR;
+	if (d)
+		closedir(d);
+
+	/* Only if KVM is a module. */
+	c->kvm_users = read_number("/sys/module/kvm/refcnt");
+	c->vendor_users = read_number(host_cpu_is_amd ? "/sys/module/kvm_amd/refcnt" :
+							"/sys/module/kvm_intel/refcnt");
+}
+
+static void assert_counters(const struct counters *before, const char *what)
+{
+	struct counters now;
+	int tries;
+
+	/* Some of it is left to workqueues. */
+	for (tries = 0; tries < 300; tries++) {
+		read_counters(&now);
+		if (!memcmp(&now, before, sizeof(now)))
+			return;
+		usleep(10000);
+	}
+	TEST_FAIL("%s: Shmem %ld kB, %ld VMs, %ld and %ld module users, were %ld, %ld, %ld, %ld",
+		  what, now.shmem_kb, now.vms, now.kvm_users, now.vendor_users,
+		  before->shmem_kb, before->vms, before->kvm_users, before->vendor_users);
+}
+
+FIXTURE(lifetime) {
+	struct machine m;
+	struct counters before;
+};
+
+#define lifetime_data FIXTURE_DATA(lifetime)
+
+FIXTURE_SETUP(lifetime)
+{
+	read_counters(&self->before);
+	self->m.fd = private_memfd(SIZE);
+	self->m.hva = map_shared_half(SIZE);
+}
+
+FIXTURE_TEARDOWN(lifetime)
+{
+}
+
+enum step {
+	CLOSE_FD,
+	DELETE_SLOT,
+	CLOSE_VM,
+	CLOSE_VCPU,
+	NR_STEPS,
+};
+
+static const char * const step_names[] = { "fd", "slot", "VM", "vCPU" };
+
+/* Does as it is told, and exits; or waits for being killed. */
+static void one_life(const enum step *steps, int nr, bool running, bool killed, int ready)
+{
+	struct machine m = {};
+	pid_t pid;
+	int i;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	m.fd = private_memfd(SIZE);
+	m.hva = map_shared_half(SIZE);
+	pid = converter_start(m.fd);
+	machine_create(&m);
+	machine_must_bind(&m);
+	machine_start(&m);
+	machine_wait(&m);
+	if (!running)
+		machine_stop(&m);
+
+	for (i = 0; i < nr; i++) {
+		switch (steps[i]) {
+		case CLOSE_FD:
+			close(m.fd);
+			break;
+		case DELETE_SLOT:
+			/* No more than EBADF if the VM is closed. */
+			__vm_set_user_memory_region(m.vm, PRIVATE_SLOT, 0, 0, 0, NULL);
+			break;
+		case CLOSE_VM:
+			close(m.vm->fd);
+			break;
+		case CLOSE_VCPU:
+			machine_close_vcpu(&m, running);
+			/* Its next exit, if there is one, is the last. */
+			running = false;
+			break;
+		default:
+			TEST_FAIL("No such step");
+		}
+		if (running)
+			machine_wait(&m);
+	}
+
+	/* The other process has its file in any case. */
+	TEST_ASSERT(!kill(pid, 0) && waitpid(pid, NULL, WNOHANG) == 0, "The conversions ended");
+	TEST_ASSERT(write(ready, "", 1) == 1, "write() failed");
+	while (killed)
+		pause();
+	/* Not only _exit(): with the threads. */
+	exit(0);
+}
+
+static unsigned long try_life(lifetime_data *self, const enum step *steps, int nr,
+			      bool running, bool killed)
+{
+	char what[128] = "", byte;
+	int ready[2], status, i;
+	pid_t pid;
+
+	for (i = 0; i < nr; i++)
+		snprintf(what + strlen(what), sizeof(what) - strlen(what), "%s, ",
+			 step_names[steps[i]]);
+	snprintf(what + strlen(what), sizeof(what) - strlen(what), "process %s%s",
+		 killed ? "killed" : "ended", running ? ", vCPU running" : "");
+
+	TEST_ASSERT(!pipe(ready), "pipe() failed: %s", strerror(errno));
+	pid = fork();
+	TEST_ASSERT(pid >= 0, "fork() failed: %s", strerror(errno));
+	if (!pid) {
+		close(ready[0]);
+		one_life(steps, nr, running, killed, ready[1]);
+	}
+	close(ready[1]);
+	TEST_ASSERT(read(ready[0], &byte, 1) == 1, "%s: it failed", what);
+	close(ready[0]);
+	if (killed)
+		kill(pid, SIGKILL);
+	TEST_ASSERT(waitpid(pid, &status, 0) == pid &&
+		    (killed ? WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL :
+			      WIFEXITED(status) && !WEXITSTATUS(status)),
+		    "%s: status %#x", what, status);
+	assert_counters(&self->before, what);
+	return 1;
+}
+
+/*
+ * All sequences of steps that begin with @steps, each with the vCPU running and
+ * without.  Killed or not is every other one's turn, if there is time only for
+ * half of it.
+ */
+static unsigned long try_lives(lifetime_data *self, enum step *steps, int nr)
+{
+	static unsigned int turn;
+	unsigned long tried = 0;
+	enum step next;
+	int i, j;
+
+	turn++;
+	for (i = 0; i < 4; i++)
+		if (scaled(50) >= 100 || (random() % 50 < scaled(50) && (i + (i >> 1) + turn) & 1))
+			tried += try_life(self, steps, nr, i & 1, i & 2);
+
+	for (next = 0; next < NR_STEPS && nr < NR_STEPS; next++) {
+		for (j = 0; j < nr && steps[j] != next; j++)
+			;
+		if (j < nr)
+			continue;
+		steps[nr] = next;
+		tried += try_lives(self, steps, nr + 1);
+	}
+	return tried;
+}
+
+TEST_F_TIMEOUT(lifetime, orders, TIMEOUT)
+{
+	enum step steps[NR_STEPS];
+
+	pr_info("# %lu lives\n", try_lives(self, steps, 0));
+}
+
+/* The slot goes and comes while the guest counts in it, first alone, then not. */
+TEST_F_TIMEOUT(lifetime, delete_running, TIMEOUT)
+{
+	struct machine *m = &self->m;
+	pid_t pid = 0;
+	int phase, i;
+
+	machine_create(m);
+	memfd_to_private(m->fd, 0, SIZE);
+	machine_must_bind(m);
+	machine_start(m);
+	for (phase = 0; phase < 2; phase++) {
+		if (phase)
+			pid = converter_start(m->fd);
+		for (i = 0; i < scaled(200); i++) {
+			if (i % 4 == 0)
+				machine_wait(m);
+			vm_delete_private(m->vm, PRIVATE_SLOT);
+			TEST_ASSERT_EQ(get_vm_stat(m->vm, "private_pages"), 0);
+			if (i % 4 == 1)
+				machine_wait(m);
+			machine_must_bind(m);
+		}
+	}
+	machine_wait(m);
+	converter_stop(pid);
+
+	/* Nothing is left over from the conversions that would keep it from going on. */
+	memfd_to_private(m->fd, 0, SIZE);
+	machine_wait(m);
+	TEST_ASSERT(get_vm_stat(m->vm, "private_pages") >= 6, "Not all is mapped");
+	memfd_to_shared(m->fd, 0, SIZE);
+	memset(m->hva, 0, SIZE);
+	machine_wait(m);
+	TEST_ASSERT(*(uint32_t *)m->hva, "The guest doesn't write to the shared half");
+	TEST_ASSERT_EQ(get_vm_stat(m->vm, "private_pages"), 0);
+	machine_stop(m);
+	kvm_vm_free(m->vm);
+	close(m->fd);
+	assert_counters(&self->before, "Slots that were deleted");
+}
+
+/* VMs that end in the midst of conversions.  The next one can bind when the file is empty. */
+TEST_F_TIMEOUT(lifetime, destroy_converting, TIMEOUT)
+{
+	struct machine *m = &self->m;
+	unsigned long busy = 0;
+	pid_t pid;
+	int i;
+
+	pid = converter_start(m->fd);
+	for (i = 0; i < scaled(100); i++) {
+		int r, tries = 0;
+
+		machine_create(m);
+		while ((r = machine_bind(m))) {
+			TEST_ASSERT(r == EBUSY, "Binding failed: %s", strerror(r));
+			TEST_ASSERT(tries++ < 100000, "The file is never empty");
+			busy++;
+			usleep(100);
+		}
+		machine_start(m);
+		machine_wait(m);
+		/* With the vCPU's last mappings just made, or not. */
+		if (i % 2)
+			machine_stop(m);
+		close(m->vm->fd);
+		if (!(i % 2))
+			machine_stop(m);
+		machine_close_vcpu(m, false);
+		close(m->vm->kvm_fd);
+		munmap(m->code, PAGE_SIZE);
+	}
+	converter_stop(pid);
+	pr_info("# %d VMs, %lu times the file was not theirs yet\n", i, busy);
+	TEST_ASSERT(busy, "No VM ever met the content of the one before");
+	close(m->fd);
+	assert_counters(&self->before, "VMs that ended");
+}
+
+/*
+ * Binding in the midst of conversions: it sees both ends of each of them or
+ * neither.  One end only and the vCPU would retry for ever, or not at all.
+ */
+TEST_F_TIMEOUT(lifetime, bind_converting, TIMEOUT)
+{
+	uint64_t i, private = 0, nr = SIZE / PAGE_SIZE;
+	struct agent *agent;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	uint64_t *hva = self->m.hva;
+	int fd = self->m.fd;
+	pid_t pid;
+
+	vm = vm_create_private(1, agent_code, &vcpu);
+	agent = agent_create(vcpu);
+	virt_map(vm, PRIVATE_GPA, PRIVATE_GPA, nr);
+	pid = converter_start(fd);
+	for (i = 0; i < scaled(1000); i++) {
+		vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, SIZE, hva, fd, 0);
+		if (i % 64 == 0) {
+			agent_order(agent, PRIVATE_GPA, nr, AGENT_NOTHING, 0x9);
+			agent_run(vcpu, agent);
+		}
+		vm_delete_private(vm, PRIVATE_SLOT);
+	}
+	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, SIZE, hva, fd, 0);
+	converter_stop(pid);
+
+	for (i = 0; i < nr; i++)
+		probe_write(hva + i * PAGE_SIZE / 8, 0, 0x5ed);
+	agent_order(agent, PRIVATE_GPA, nr, AGENT_NOTHING, 0x10);
+	agent_run(vcpu, agent);
+	for (i = 0; i < nr; i++) {
+		bool is_private = memfd_is_private(fd, i * PAGE_SIZE);
+
+		TEST_ASSERT(hva[i * PAGE_SIZE / 8] == (is_private ? 0x5ed : 0x10),
+			    "Shared half of %s page %lu: %#lx", is_private ? "private" : "shared",
+			    i, hva[i * PAGE_SIZE / 8]);
+		private += is_private;
+	}
+	TEST_ASSERT_EQ(get_vm_stat(vm, "private_pages"), private);
+	memfd_to_private(fd, 0, SIZE);
+	memfd_to_shared(fd, 0, SIZE);
+	agent_order(agent, PRIVATE_GPA, 1, private == nr ? 0x5ed : AGENT_NOTHING, AGENT_NOTHING);
+	agent_run(vcpu, agent);
+	TEST_ASSERT_EQ(get_vm_stat(vm, "private_pages"), 0);
+	kvm_vm_free(vm);
+	close(fd);
+	assert_counters(&self->before, "Slots that came and went");
+}
+
+/* Binds that fail hold nothing, and drop nothing that they don't hold. */
+TEST_F(lifetime, failed_binds)
+{
+	struct machine *m = &self->m, other = { .fd = m->fd, .hva = m->hva };
+	int i, r;
+
+	memfd_to_private(m->fd, 0, SIZE);
+	machine_create(m);
+	machine_create(&other);
+	machine_must_bind(m);
+	for (i = 0; i < 1000; i++) {
+		r = machine_bind(&other);
+		TEST_ASSERT(r == EBUSY, "Wanted EBUSY, got %s", strerror(r));
+		r = __vm_add_private(m->vm, PRIVATE_SLOT + 1, SZ_1G, SIZE, m->hva, m->fd, 0);
+		TEST_ASSERT(r && errno == EEXIST, "Wanted EEXIST, got %s", strerror(errno));
+		r = __vm_add_private(m->vm, PRIVATE_SLOT + 1, SZ_1G, SIZE, m->hva, m->fd,
+				     PAGE_SIZE);
+		TEST_ASSERT(r && errno == EINVAL, "Wanted EINVAL, got %s", strerror(errno));
+	}
+	vm_delete_private(m->vm, PRIVATE_SLOT);
+	for (i = 0; i < 1000; i++) {
+		/* No machine can address as much: fails when it is bound already. */
+		r = __vm_add_private(m->vm, PRIVATE_SLOT, 1ull << 55, SIZE, m->hva, m->fd, 0);
+		TEST_ASSERT(r && errno == EINVAL, "Wanted EINVAL, got %s", strerror(errno));
+	}
+	/* The file is there as long as somebody has it. */
+	machine_must_bind(m);
+	TEST_ASSERT_EQ(memfd_nr_private(m->fd), SIZE / PAGE_SIZE);
+	close(m->fd);
+	machine_start(m);
+	machine_wait(m);
+	TEST_ASSERT(get_vm_stat(m->vm, "private_pages") >= 6, "The guest lost its memory");
+	machine_stop(m);
+	kvm_vm_free(other.vm);
+	kvm_vm_free(m->vm);
+	assert_counters(&self->before, "Binds that failed");
+}
+
+/* A child has the VM's fds but can't use them, nor is anything lost when it ends. */
+TEST_F(lifetime, forks)
+{
+	struct machine *m = &self->m;
+	int status, i;
+	pid_t pid;
+
+	machine_create(m);
+	memfd_to_private(m->fd, 0, SIZE);
+	machine_must_bind(m);
+	machine_start(m);
+	for (i = 0; i < 4; i++) {
+		machine_wait(m);
+		pid = fork();
+		if (!pid) {
+			int r = __vm_add_private(m->vm, PRIVATE_SLOT + 1, SZ_1G, PAGE_SIZE,
+						 m->hva, m->fd, 0);
+
+			_exit(r == -1 && errno == EIO ? 0 : 1);
+		}
+		TEST_ASSERT(waitpid(pid, &status, 0) == pid && !status,
+			    "A child could use the VM: %#x", status);
+		machine_wait(m);
+	}
+	TEST_ASSERT_EQ(memfd_nr_private(m->fd), SIZE / PAGE_SIZE);
+	machine_stop(m);
+	close(m->fd);
+	kvm_vm_free(m->vm);
+	assert_counters(&self->before, "Forks");
+}
+
+#define CGROUP	"/sys/fs/cgroup/private_memfd_test"
+
+static void write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY);
+
+	TEST_ASSERT(fd >= 0 && write(fd, text, strlen(text)) == strlen(text),
+		    "Can't write '%s' to %s: %s", text, path, strerror(errno));
+	close(fd);
+}
+
+static long cgroup_shmem(void)
+{
+	long value = -1;
+	char line[128];
+	FILE *f = fopen(CGROUP "/memory.stat", "r");
+
+	TEST_ASSERT(f, "Can't read memory.stat: %s", strerror(errno));
+	while (fgets(line, sizeof(line), f))
+		sscanf(line, "shmem %ld", &value);
+	fclose(f);
+	return value;
+}
+
+static bool cgroup_wait(long value)
+{
+	int tries;
+
+	/* The kernel sums it up every two seconds, if nothing forces it to. */
+	for (tries = 0; tries < 500 && cgroup_shmem() != value; tries++)
+		usleep(10000);
+	return cgroup_shmem() == value;
+}
+
+/* Who allocates pays, until the memory is gone. */
+TEST_F_TIMEOUT(lifetime, memcg, TIMEOUT)
+{
+	struct machine *m = &self->m;
+	char pid[32];
+
+	rmdir(CGROUP);
+	if (mkdir(CGROUP, 0755) || access(CGROUP "/memory.stat", R_OK)) {
+		rmdir(CGROUP);
+		SKIP(return, "There is no memory controller of cgroup2");
+	}
+	snprintf(pid, sizeof(pid), "%d", getpid());
+	write_text(CGROUP "/cgroup.procs", pid);
+	TEST_ASSERT(cgroup_wait(0), "%ld bytes to begin with", cgroup_shmem());
+
+	machine_create(m);
+	machine_must_bind(m);
+	memfd_to_private(m->fd, 0, SIZE);
+	TEST_ASSERT(cgroup_wait(SIZE), "%ld bytes, %ld allocated", cgroup_shmem(), SIZE);
+	machine_start(m);
+	machine_wait(m);
+	memfd_to_shared(m->fd, SIZE / 4, SIZE / 2);
+	TEST_ASSERT(cgroup_wait(SIZE / 2), "%ld bytes, %ld allocated", cgroup_shmem(), SIZE / 2);
+	machine_wait(m);
+	machine_stop(m);
+
+	/* The file is pinned, but not what isn't there. */
+	close(m->fd);
+	TEST_ASSERT(cgroup_wait(SIZE / 2), "%ld bytes, %ld allocated", cgroup_shmem(), SIZE / 2);
+	kvm_vm_free(m->vm);
+	TEST_ASSERT(cgroup_wait(0), "%ld bytes in the end", cgroup_shmem());
+
+	write_text("/sys/fs/cgroup/cgroup.procs", pid);
+	assert_counters(&self->before, "The group");
+	TEST_ASSERT(!rmdir(CGROUP), "The group is still in use: %s", strerror(errno));
+}
+
+int main(int argc, char *argv[])
+{
+	require_private_mem();
+	return test_harness_run(argc, argv);
+}
