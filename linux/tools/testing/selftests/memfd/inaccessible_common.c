@@ -192,6 +192,7 @@ long blocks_pages(int fd)
 bool map_read(int fd, unsigned char *map, size_t nr)
 {
 	off_t end = nr * PAGE, pos = 0, saved = lseek(fd, 0, SEEK_CUR);
+	off_t size = file_size(fd);
 	bool ok = false;
 
 	memset(map, 0, nr);
@@ -208,6 +209,9 @@ bool map_read(int fd, unsigned char *map, size_t nr)
 		if (data > pos && lseek(fd, pos, SEEK_HOLE) != pos)
 			goto out;
 		hole = lseek(fd, data, SEEK_HOLE);
+		/* Where the file ends is a hole, even within a page. */
+		if (hole == size && size > end - (off_t)PAGE)
+			hole = end;
 		if (hole <= data || hole % PAGE || hole > end)
 			goto out;
 		memset(map + data / PAGE, 1, (hole - data) / PAGE);
