@@ -121,6 +121,7 @@ static void mount_all(void)
 		{ "hugetlbfs",	"/dev/hugepages",		NULL },
 		{ "debugfs",	"/sys/kernel/debug",		NULL },
 		{ "tracefs",	"/sys/kernel/tracing",		NULL },
+		{ "configfs",	"/sys/kernel/config",		NULL },
 		{ "cgroup2",	"/sys/fs/cgroup",		NULL },
 	};
 	size_t i;

@@ -79,7 +79,7 @@ kmake() {
 # uncommitted TREE: its changed and its new files. Not by .gitignore: Debian's hides every new file ("git add -f" it).
 uncommitted() {
 	git -C "$1" status --porcelain --untracked-files=no
-	git -C "$1" ls-files --others -x '*.o' -x '*~' -x '.*.sw?' -x '*.orig' -x '*.rej' -x local_config.mk -x local_config.h |
+	git -C "$1" ls-files --others -x '*.o' -x '*~' -x '.*.sw?' -x '.checkpatch*' -x '*.orig' -x '*.rej' -x local_config.mk -x local_config.h |
 		sed 's/^/?? /'
 }
 

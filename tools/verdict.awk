@@ -146,7 +146,9 @@ function judge(test,    r, how, i, e) {
 			why = skip_reason[e]
 		} else
 			why = "unlisted skip: " why
-	} else if (how != "exit:0")
+	} else if (how == "exit:127")
+		why = "exit code 127: not built, or not found"
+	else if (how != "exit:0")
 		why = "exit code " h[2]
 	else if (test in not_ok)
 		why = "exit code 0, but: " not_ok[test]
