@@ -833,14 +833,12 @@ TEST_F_TIMEOUT(conversion, neighbour_faults, TIMEOUT)
 	pthread_create(&thread, NULL, race_thread, vcpu);
 
 	for (to_private = 0; to_private < 2; to_private++) {
-		for (end = now_ms() + scaled(4000); now_ms() < end; rounds[to_private]++) {
+		end = now_ms() + scaled(3000);
+		for ( ; now_ms() < end || rounds[to_private] < 50; rounds[to_private]++) {
 			uint64_t p = random() % PAGES_PER_2M * PAGE_SIZE;
-			uint64_t g = random() % PAGES_PER_2M * PAGE_SIZE;
+			uint64_t g = (p + (1 + random() % (PAGES_PER_2M - 1)) * PAGE_SIZE) % SZ_2M;
 			uint64_t value = random() | 1ull << 40, old;
 			uint64_t *shared_p = hva + p, *shared_g = hva + g;
-
-			if (p == g)
-				continue;
 
 			if (to_private) {
 				/* Zap all, but keep the huge page behind it. */
@@ -890,7 +888,6 @@ TEST_F_TIMEOUT(conversion, neighbour_faults, TIMEOUT)
 			}
 		}
 	}
-	TEST_ASSERT(rounds[0] && rounds[1], "No time for a single round");
 	faults = get_vm_stat(vm, "private_faults");
 	TEST_ASSERT(faults >= rounds[0] + rounds[1], "%lu private faults in %lu rounds",
 		    faults, rounds[0] + rounds[1]);
@@ -988,7 +985,7 @@ TEST_F_TIMEOUT(conversion, churn, TIMEOUT)
 		pthread_create(&threads[i], NULL, race_thread, vcpus[i]);
 	}
 
-	for (end = now_ms() + scaled(6000); now_ms() < end; conversions++) {
+	for (end = now_ms() + scaled(5000); now_ms() < end || looked < 20; conversions++) {
 		uint64_t nr = sizes[random() % ARRAY_SIZE(sizes)];
 		uint64_t first = random() % (CHURN_PAGES - nr + 1);
 		bool to_private = random() % 2;
@@ -1025,7 +1022,6 @@ TEST_F_TIMEOUT(conversion, churn, TIMEOUT)
 		}
 		looked++;
 	}
-	TEST_ASSERT(looked, "No time for a single conversion");
 	pr_info("# %lu conversions\n", conversions);
 
 	WRITE_ONCE(churn->stop, 1);
