@@ -25,6 +25,7 @@ clean:
 #: make boot      a shell in the guest
 #: make refresh   commits of build/linux back into patches/ and linux/
 #: make series    the series as numbered mails in build/out/series/
+#: make breaks    break each rule of the design on purpose, and see its test go red; B=NAME or pattern: tests/breaks
 #: make clean     remove build/
 #:
 #: Variables: T=name[,name] or G=group[,group] choose tests (tests/list), KERNEL=normal|modular|debug|base the kernel,
