@@ -934,7 +934,10 @@ static long movable_zone_free(void)
 	while (fgets(line, sizeof(line), f)) {
 		if (sscanf(line, "Node %*d, zone %15s", zone) == 1)
 			continue;
-		if (!strcmp(zone, "Movable") && sscanf(line, " pages free %ld", &pages) == 1)
+		/* What is left to the CPUs is free, too. */
+		if (!strcmp(zone, "Movable") &&
+		    (sscanf(line, " pages free %ld", &pages) == 1 ||
+		     sscanf(line, " count: %ld", &pages) == 1))
 			free += pages;
 	}
 	fclose(f);
