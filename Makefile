@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 # The only interface: each verb is a tool in tools/. `make` prints help.
 
-verbs := kernel test demo boot refresh series check bisect compare tree
+verbs := kernel test demo boot refresh series check bisect breaks compare tree
 
 # On the command line or in the environment; the tools read them there.
-export LINUX OUT BUILD KERNEL T G LIST J ACCEL SCALE SHOW FORCE FULL QEMU_ARGS
+export LINUX OUT BUILD KERNEL T G B LIST J ACCEL SCALE SHOW FORCE FULL QEMU_ARGS
 ifneq ($(origin CC),default)
 export CC
 endif
@@ -25,6 +25,7 @@ clean:
 #: make boot      a shell in the guest
 #: make refresh   commits of build/linux back into patches/ and linux/
 #: make series    the series as numbered mails in build/out/series/
+#: make breaks    break each rule of the design on purpose, and see its test go red; B=NAME or pattern: tests/breaks
 #: make clean     remove build/
 #:
 #: Variables: T=name[,name] or G=group[,group] choose tests (tests/list), KERNEL=normal|modular|debug|base the kernel,

@@ -736,7 +736,7 @@ static int test_bind_thread(void *data)
 	complete(&thread->begun);
 	thread->error = test_bind(thread->consumer, thread->file, 0, 8,
 				  thread->owner);
-	complete(&thread->done);
+	complete_all(&thread->done);
 	return 0;
 }
 
@@ -746,7 +746,7 @@ static int test_unbind_thread(void *data)
 
 	complete(&thread->begun);
 	test_unbind(thread->consumer);
-	complete(&thread->done);
+	complete_all(&thread->done);
 	return 0;
 }
 

@@ -1301,6 +1301,41 @@ TEST_F(file, swap_space)
 }
 
 /*
+ * Hibernation writes all memory to a disk, and so has to wait until there is
+ * no such file.
+ */
+static const char *hibernation(void)
+{
+	static char mode[32];
+
+	return knob_read("/sys/power/disk", mode, sizeof(mode)) ? NULL : mode;
+}
+
+TEST_F(file, hibernation)
+{
+	const char *mode = hibernation();
+	int i;
+
+	if (!mode)
+		SKIP(return, "hibernation (CONFIG_HIBERNATION)");
+	/* Then it is not attempted, or this machine might be gone. */
+	ASSERT_STREQ("disabled", mode);
+	EXPECT_EQ(-EPERM, write_file("/sys/power/state", "disk"));
+	EXPECT_FALSE(file_state_changed(self->fd, &self->before));
+
+	/* This file was the reason. */
+	close(self->fd);
+	for (i = 0; i < 100 && !strcmp(hibernation(), "disabled"); i++)
+		usleep(10000);
+	EXPECT_STRNE("disabled", hibernation());
+
+	self->fd = sealed_file(variant->late);
+	ASSERT_LE(0, self->fd);
+	file_state_get(self->fd, &self->before);
+	EXPECT_STREQ("disabled", hibernation());
+}
+
+/*
  * A breakpoint in the file, set by its path: to run it would take a mapping,
  * to set it takes reading the instruction.
  */

@@ -920,6 +920,63 @@ TEST_F(limit, of_commitment)
 	close(fd);
 }
 
+/* ---- what will be unmovable is not where only movable memory belongs ---- */
+
+static long movable_zone_free(void)
+{
+	char line[128], zone[16] = "";
+	long pages, free = 0;
+	FILE *f;
+
+	f = fopen("/proc/zoneinfo", "r");
+	if (!f)
+		return 0;
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "Node %*d, zone %15s", zone) == 1)
+			continue;
+		/* What is left to the CPUs is free, too. */
+		if (!strcmp(zone, "Movable") &&
+		    (sscanf(line, " pages free %ld", &pages) == 1 ||
+		     sscanf(line, " count: %ld", &pages) == 1))
+			free += pages;
+	}
+	fclose(f);
+	return free;
+}
+
+TEST(outside_movable_zone)
+{
+	/* A quarter of it may come and go for other reasons. */
+	const long nr = 16384, some = nr / 4;
+	const char *lacking = mfd_missing();
+	long before, with_ordinary;
+	int ordinary, sealed;
+
+	if (lacking)
+		SKIP(return, "%s", lacking);
+	before = movable_zone_free();
+	if (before < 3 * nr)
+		SKIP(return, "ZONE_MOVABLE (movablecore=)");
+
+	ordinary = mfd_filled(0, nr * PAGE);
+	ASSERT_LE(0, ordinary);
+	with_ordinary = movable_zone_free();
+	EXPECT_GT(before - nr + some, with_ordinary);
+
+	sealed = mfd_sealed(0, nr * PAGE);
+	ASSERT_LE(0, sealed);
+	ASSERT_EQ(0, do_fallocate(sealed, 0, 0, nr * PAGE));
+	EXPECT_LT(with_ordinary - some, movable_zone_free());
+
+	/* What has been there before the seal has to leave. */
+	if (!late_seal_missing()) {
+		ASSERT_EQ(0, late_seal(ordinary));
+		EXPECT_LT(before - some, movable_zone_free());
+	}
+	close(sealed);
+	close(ordinary);
+}
+
 /* ---- swapped out, a page is as private as before ---- */
 
 TEST(swapped_out)
