@@ -203,7 +203,7 @@ int main(int argc, char *argv[])
 		test_pre_fault(patterns[i], 0, 0);
 		test_pre_fault(patterns[i], 0, 1);
 		/* There isn't time for a million mappings of 4 KiB. */
-		if (UNIT > SZ_2M)
+		if (backing_is_1g())
 			continue;
 		test_pre_fault(patterns[i], 1, 0);
 		test_pre_fault(patterns[i], 3, 1);

@@ -575,7 +575,7 @@ static void test_add_max_memory_regions(void)
 {
 	uint32_t max_mem_slots = kvm_check_cap(KVM_CAP_NR_MEMSLOTS), slot;
 	/* Each takes a grace period: once is enough. */
-	bool all = UNIT == PAGE_SIZE && !backing_is_huge();
+	bool all = !backing_is_huge();
 	uint32_t nr_slots = all ? max_mem_slots : 600;
 	size_t size = (size_t)(nr_slots + 1) * PAGE_SIZE;
 	size_t file_size = align_up(size, UNIT);
@@ -598,7 +598,7 @@ static void test_add_max_memory_regions(void)
 			       size - (slot + 1) * (uint64_t)PAGE_SIZE);
 
 	/* A change of all of them, or of one. */
-	memfd_to_private(fd, UNIT > PAGE_SIZE ? 0 : PAGE_SIZE,
+	memfd_to_private(fd, backing_is_hugetlb() ? 0 : PAGE_SIZE,
 			 align_up(64 * PAGE_SIZE, UNIT));
 	memfd_to_shared(fd, 0, file_size);
 

@@ -255,12 +255,15 @@ static void assert_pages(struct window *w, const char *stat, uint64_t expect)
  */
 static void assert_mapped(struct window *w, bool private, bool huge)
 {
-	uint64_t nr_2m = UNIT < SZ_2M ? w->nr_pages * UNIT / SZ_2M : w->nr_pages;
+	uint64_t nr_2m = w->nr_pages;
 
-	if (!private && UNIT > SZ_2M)
+	if (!backing_is_hugetlb())
+		nr_2m = w->nr_pages * UNIT / SZ_2M;
+
+	if (!private && backing_is_1g())
 		nr_2m *= NR_PROBES;
-	assert_pages(w, "pages_2m", huge && !(private && UNIT > SZ_2M) ? nr_2m : 0);
-	assert_pages(w, "pages_1g", private && UNIT > SZ_2M ? w->nr_pages : 0);
+	assert_pages(w, "pages_2m", huge && !(private && backing_is_1g()) ? nr_2m : 0);
+	assert_pages(w, "pages_1g", private && backing_is_1g() ? w->nr_pages : 0);
 }
 
 /* Each page of a window to the other half and back, and nothing but it. */
@@ -496,7 +499,7 @@ TEST_F_TIMEOUT(conversion, misaligned, TIMEOUT)
 	uint64_t nr_2m, i;
 	int gpa, offset, hva;
 
-	if (UNIT > PAGE_SIZE)
+	if (backing_is_hugetlb())
 		SKIP(return, "A unit has one alignment only");
 
 	for (gpa = 0; gpa < ARRAY_SIZE(shifts); gpa += 2) {
@@ -552,7 +555,7 @@ TEST_F_TIMEOUT(conversion, misaligned, TIMEOUT)
 TEST_F_TIMEOUT(conversion, shared_half_regains, TIMEOUT)
 {
 	static const uint64_t pages[] = { 17, 0, 511, 256 };
-	uint64_t whole = UNIT > SZ_2M ? WINDOW_PAGES * NR_PROBES : WINDOW_FRAMES;
+	uint64_t whole = backing_is_1g() ? WINDOW_PAGES * NR_PROBES : WINDOW_FRAMES;
 	/* With larger units the frame is one page, and comes back with it. */
 	int nr = nr_units(ARRAY_SIZE(pages), 1, 1), backwards, i;
 	struct window *w = &window;
@@ -567,7 +570,7 @@ TEST_F_TIMEOUT(conversion, shared_half_regains, TIMEOUT)
 		for (i = 0; i < nr; i++) {
 			convert(w, pages[i] % w->nr_pages, 1, true);
 			walk_all(w, true);
-			if (UNIT < SZ_2M)
+			if (!backing_is_hugetlb())
 				assert_pages(w, "pages_2m", whole - 1);
 		}
 		for (i = 0; i < nr; i++) {
@@ -575,7 +578,7 @@ TEST_F_TIMEOUT(conversion, shared_half_regains, TIMEOUT)
 
 			convert(w, pages[last] % w->nr_pages, 1, false);
 			walk_all(w, true);
-			if (UNIT < SZ_2M)
+			if (!backing_is_hugetlb())
 				assert_pages(w, "pages_2m", i == nr - 1 ? whole : whole - 1);
 		}
 		assert_mapped(w, false, true);
@@ -604,7 +607,7 @@ TEST_F_TIMEOUT(conversion, private_half_anew, TIMEOUT)
 	struct window *w = &window;
 	uint64_t i;
 
-	if (UNIT > PAGE_SIZE)
+	if (backing_is_hugetlb())
 		SKIP(return, "A unit is one huge page, and has no holes");
 
 	window_init(w, PRIVATE_GPA, WINDOW_SIZE);
@@ -677,18 +680,18 @@ static uint64_t read_meminfo(const char *format)
 
 /*
  * Take all memory there is, in small pages that stay where they are, and give
- * every other page of it back: there are pages now, but no huge ones.  Returns
- * the file, which holds the rest.
+ * every other page of it back: there are pages now, but no huge ones.
  */
-static int fragment_memory(struct kvm_vm *vm)
+static int fragment_memory(struct kvm_vm *vm, uint64_t size)
 {
-	uint64_t size = align_up(read_meminfo("MemTotal: %lu"), SZ_2M), at;
+	uint64_t at;
 	int fd;
 
 	thp_set("never");
-	fd = private_memfd_sized(size, MFD_INACCESSIBLE);
+	fd = private_memfd(size);
 	/* Somebody's memory isn't moved. */
-	vm_add_private(vm, PRIVATE_SLOT - 1, 4 * PRIVATE_GPA, size, map_no_shared_half(size), fd, 0);
+	vm_add_private(vm, PRIVATE_SLOT - 1, 4 * PRIVATE_GPA, size, map_no_shared_half(size),
+		       fd, 0);
 	TEST_ASSERT(fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, size) == -1 && errno == ENOMEM,
 		    "All memory, and more, could be had");
 	for (at = 0; at < size; at += 2 * PAGE_SIZE)
@@ -697,14 +700,33 @@ static int fragment_memory(struct kvm_vm *vm)
 	return fd;
 }
 
+/*
+ * What the kernel keeps back from everybody who takes all is still in one piece:
+ * take it by huge pages, until there are none for quite some time.
+ */
+static int take_huge_pages(uint64_t size)
+{
+	int fd = private_memfd(size), failed = 0;
+	uint64_t at, before;
+
+	for (at = 0; failed < 8; at += SZ_2M) {
+		TEST_ASSERT(at < size, "There is no end of huge pages");
+		before = read_fallbacks();
+		memfd_to_private(fd, at, SZ_2M);
+		failed = read_fallbacks() == before ? 0 : failed + 1;
+	}
+	return fd;
+}
+
 /* No huge page to be had: small ones are as good, and it is counted. */
 TEST_F_TIMEOUT(conversion, fallback, TIMEOUT)
 {
+	const uint64_t size = align_up(read_meminfo("MemTotal: %lu"), SZ_2M);
 	struct window *w = &window;
 	uint64_t before;
-	int fd;
+	int pages, huge_pages;
 
-	if (UNIT > PAGE_SIZE || !backing_is_huge())
+	if (backing_is_hugetlb() || !backing_is_huge())
 		SKIP(return, "Nothing to fall back to, or from");
 
 	window_init(w, PRIVATE_GPA, WINDOW_SIZE);
@@ -716,7 +738,8 @@ TEST_F_TIMEOUT(conversion, fallback, TIMEOUT)
 	convert_all(w, false);
 	walk_all(w, true);
 
-	fd = fragment_memory(w->vm);
+	pages = fragment_memory(w->vm, size);
+	huge_pages = take_huge_pages(size);
 	before = read_fallbacks();
 	convert_all(w, true);
 	TEST_ASSERT(read_fallbacks() - before == WINDOW_FRAMES, "%lu times of %lu counted",
@@ -732,8 +755,9 @@ TEST_F_TIMEOUT(conversion, fallback, TIMEOUT)
 	check_all(w);
 
 	/* With memory to choose from again... */
-	memfd_to_shared(fd, 0, align_up(read_meminfo("MemTotal: %lu"), SZ_2M));
-	close(fd);
+	memfd_to_shared(pages, 0, size);
+	close(pages);
+	close(huge_pages);
 	before = read_fallbacks();
 	convert_all(w, true);
 	TEST_ASSERT_EQ(read_fallbacks(), before);
@@ -989,6 +1013,7 @@ static uint64_t random_delay(void)
 TEST_F_TIMEOUT(conversion, neighbour_faults, TIMEOUT)
 {
 	const uint64_t nr = nr_units(PAGES_PER_2M, 8, 2), size = nr * UNIT;
+	const uint64_t enough = nr_units(50, 50, 4);
 	uint64_t end, rounds[2] = {}, faults;
 	struct kvm_vcpu *vcpu;
 	struct race *race;
@@ -1015,7 +1040,7 @@ TEST_F_TIMEOUT(conversion, neighbour_faults, TIMEOUT)
 
 	for (to_private = 0; to_private < 2; to_private++) {
 		end = now_ms() + scaled(3000);
-		for ( ; now_ms() < end || rounds[to_private] < nr_units(50, 50, 4); rounds[to_private]++) {
+		for ( ; now_ms() < end || rounds[to_private] < enough; rounds[to_private]++) {
 			uint64_t g, value = random() | 1ull << 40, old;
 			uint64_t *shared_p, *shared_g;
 

@@ -33,12 +33,15 @@
 #define BASE_DATA_SLOT		10
 #define BASE_DATA_GPA		((uint64_t)(1ull << 32))
 /* Of huge pages and pages that are in none, or of a few units. */
-#define MAX_UNIT		SZ_2M
-#define CHUNK_SIZE(unit)	((unit) < SZ_2M ? (uint64_t)SZ_2M : 2ul * (unit))
-#define PER_CPU_DATA_SIZE(unit)	(CHUNK_SIZE(unit) + (unit))
+#define PER_CPU_DATA_SIZE	(chunk_size() + unit)
 
 /* For the guest, which can't ask for it. */
 static uint64_t unit;
+
+static uint64_t chunk_size(void)
+{
+	return unit < SZ_2M ? SZ_2M : 2 * unit;
+}
 
 /* All bytes of the memory are the same, and compared eight at a time. */
 static uint64_t word_of(uint8_t pattern)
@@ -116,14 +119,14 @@ static uint64_t range_bytes(uint64_t nr)
 {
 	if (nr < CHUNK - 1)
 		return nr * unit;
-	return CHUNK_SIZE(unit) - (CHUNK - nr) * unit;
+	return chunk_size() - (CHUNK - nr) * unit;
 }
 
 /* What is around [@gpa, @gpa + @size) has kept its @pattern. */
 static void guest_check_rest(uint64_t base_gpa, uint64_t gpa, uint64_t size, uint8_t pattern)
 {
 	memcmp_g(base_gpa, pattern, gpa - base_gpa);
-	memcmp_g(gpa + size, pattern, base_gpa + PER_CPU_DATA_SIZE(unit) - (gpa + size));
+	memcmp_g(gpa + size, pattern, base_gpa + PER_CPU_DATA_SIZE - (gpa + size));
 }
 
 /*
@@ -144,10 +147,10 @@ static void guest_test_explicit_conversion(uint64_t base_gpa)
 	int i;
 
 	/* Memory should be shared by default. */
-	memset((void *)base_gpa, def_p, PER_CPU_DATA_SIZE(unit));
-	memcmp_g(base_gpa, def_p, PER_CPU_DATA_SIZE(unit));
-	guest_sync_shared(base_gpa, PER_CPU_DATA_SIZE(unit), def_p, init_p);
-	memcmp_g(base_gpa, init_p, PER_CPU_DATA_SIZE(unit));
+	memset((void *)base_gpa, def_p, PER_CPU_DATA_SIZE);
+	memcmp_g(base_gpa, def_p, PER_CPU_DATA_SIZE);
+	guest_sync_shared(base_gpa, PER_CPU_DATA_SIZE, def_p, init_p);
+	memcmp_g(base_gpa, init_p, PER_CPU_DATA_SIZE);
 
 	for (i = 0; i < ARRAY_SIZE(test_ranges); i++) {
 		uint64_t gpa = base_gpa + range_bytes(test_ranges[i].offset);
@@ -193,7 +196,7 @@ static void guest_test_explicit_conversion(uint64_t base_gpa)
 
 		/* Back to where it was. */
 		memset((void *)gpa, init_p, size);
-		guest_sync_shared(base_gpa, PER_CPU_DATA_SIZE(unit), init_p, init_p);
+		guest_sync_shared(base_gpa, PER_CPU_DATA_SIZE, init_p, init_p);
 	}
 }
 
@@ -206,13 +209,13 @@ static void guest_test_punch_hole(uint64_t base_gpa, bool precise)
 	const uint8_t shared_p = 0x66, init_p = 0xcc;
 	int i;
 
-	memset((void *)base_gpa, shared_p, PER_CPU_DATA_SIZE(unit));
+	memset((void *)base_gpa, shared_p, PER_CPU_DATA_SIZE);
 
 	for (i = 0; i < ARRAY_SIZE(test_ranges); i++) {
 		uint64_t gpa = base_gpa + range_bytes(test_ranges[i].offset);
 		uint64_t size = range_bytes(test_ranges[i].size);
 		uint64_t used_gpa = precise ? gpa : base_gpa;
-		uint64_t used_size = precise ? size : PER_CPU_DATA_SIZE(unit);
+		uint64_t used_size = precise ? size : PER_CPU_DATA_SIZE;
 		uint8_t rest_p = precise ? shared_p : init_p;
 
 		guest_map_private(used_gpa, used_size);
@@ -229,8 +232,8 @@ static void guest_test_punch_hole(uint64_t base_gpa, bool precise)
 		guest_check_rest(base_gpa, gpa, size, rest_p);
 
 		/* Free all of it, whatever is there. */
-		guest_map_shared(base_gpa, PER_CPU_DATA_SIZE(unit));
-		memcmp_g(base_gpa, shared_p, PER_CPU_DATA_SIZE(unit));
+		guest_map_shared(base_gpa, PER_CPU_DATA_SIZE);
+		memcmp_g(base_gpa, shared_p, PER_CPU_DATA_SIZE);
 	}
 }
 
@@ -366,7 +369,7 @@ static void test_mem_conversions(enum vm_mem_backing_src_type src_type, uint32_t
 	 * naturally aligned with respect to the size of the backing store.
 	 */
 	const size_t alignment = max_t(size_t, SZ_2M, get_backing_src_pagesz(src_type));
-	const size_t per_cpu_size = align_up(PER_CPU_DATA_SIZE(unit), alignment);
+	const size_t per_cpu_size = align_up(PER_CPU_DATA_SIZE, alignment);
 	const size_t memfd_size = per_cpu_size * nr_vcpus;
 	const size_t slot_size = memfd_size / nr_memslots;
 	struct test_vcpu vcpus[KVM_MAX_VCPUS];
@@ -404,7 +407,7 @@ static void test_mem_conversions(enum vm_mem_backing_src_type src_type, uint32_t
 		 * Map only what is needed so that an out-of-bounds access
 		 * results #PF => SHUTDOWN instead of data corruption.
 		 */
-		virt_map_private(test.vm, gpa, PER_CPU_DATA_SIZE(unit));
+		virt_map_private(test.vm, gpa, PER_CPU_DATA_SIZE);
 
 		pthread_create(&vcpus[i].thread, NULL, test_mem_conversions_vcpu, &vcpus[i]);
 	}
@@ -462,7 +465,7 @@ int main(int argc, char *argv[])
 
 	/* Each byte is compared, many times. */
 	unit = UNIT;
-	__TEST_REQUIRE(unit <= MAX_UNIT, "Units of %lu bytes take too long", unit);
+	__TEST_REQUIRE(unit <= SZ_2M, "Units of %lu bytes take too long", unit);
 
 	while ((opt = getopt(argc, argv, "hm:s:n:")) != -1) {
 		switch (opt) {

@@ -1191,12 +1191,15 @@ static void make_holes(emul_data *self)
 
 static void fill_hole(emul_data *self, uint64_t page)
 {
+	/* All holes are of one unit if units are huge. */
+	uint64_t nr = backing_is_hugetlb() ? NR_PAGES - page : 1;
+
 	/* Then it can be compared again. */
-	memset(page_of(self->saved, page), 0, PAGE_SIZE);
-	TEST_ASSERT(mmap(page_of(self->alias, page), PAGE_SIZE, PROT_READ | PROT_WRITE,
+	memset(page_of(self->saved, page), 0, nr * PAGE_SIZE);
+	TEST_ASSERT(mmap(page_of(self->alias, page), nr * PAGE_SIZE, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED,
 		    "mmap() failed: %s", strerror(errno));
-	convert(self, page, 1, true);
+	convert(self, page, nr, true);
 }
 
 /* Without any help by the emulator: data, code, a page table. */

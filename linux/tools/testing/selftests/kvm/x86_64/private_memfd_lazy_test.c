@@ -14,7 +14,8 @@
 
 #define TIMEOUT		240
 
-#define NR_PAGES	nr_units(64, 64, 4)
+/* A huge page, if there are any. */
+#define NR_PAGES	nr_units(backing_is_huge() ? PAGES_PER_2M : 64, 64, 4)
 #define SIZE		(NR_PAGES * UNIT)
 
 FIXTURE(lazy) {
@@ -64,10 +65,15 @@ static void order(lazy_data *self, uint64_t first, uint64_t nr, uint64_t expect,
 }
 
 /* The guest goes on until it meets a hole. */
-static void run_to_hole(lazy_data *self, uint64_t page)
+static void run_to_gpa(lazy_data *self, uint64_t gpa)
 {
 	assert_memory_fault(self->vcpu, _vcpu_run(self->vcpu), EFAULT,
-			    KVM_MEMORY_EXIT_FLAG_PRIVATE, page_gpa(page));
+			    KVM_MEMORY_EXIT_FLAG_PRIVATE, gpa);
+}
+
+static void run_to_hole(lazy_data *self, uint64_t page)
+{
+	run_to_gpa(self, page_gpa(page));
 }
 
 static void walk(lazy_data *self, uint64_t first, uint64_t nr, uint64_t expect, uint64_t write)
@@ -150,15 +156,17 @@ static void straddle_code(uint64_t unit)
 
 TEST_F(lazy, straddle)
 {
+	const uint64_t end = page_gpa(1) - PAGE_SIZE;
+
 	lazy_free(self);
 	lazy_create(self, straddle_code);
 	vcpu_args_set(self->vcpu, 1, UNIT);
-	run_to_hole(self, 0);
+	run_to_gpa(self, end);
 	to_private(self, 0, 1);
 	run_to_hole(self, 1);
 	to_shared(self, 0, 1);
 	to_private(self, 1, 1);
-	run_to_hole(self, 0);
+	run_to_gpa(self, end);
 	to_private(self, 0, 1);
 	vcpu_run(self->vcpu);
 	assert_on_unhandled_exception(self->vcpu);
@@ -296,8 +304,14 @@ TEST_F_TIMEOUT(lazy, several_vcpus, TIMEOUT)
 	TEST_ASSERT(exits >= LOOP_PAGES / nr_units(512, 64, 4), "Only %lu exits for holes", exits);
 	TEST_ASSERT_EQ(memfd_nr_private(fd), LOOP_PAGES);
 
-	for (i = 0; i < scaled(nr_units(3000, 1000, 20)); i++)
+	for (i = 0; i < scaled(nr_units(3000, 1000, 20)); i++) {
 		memfd_to_shared(fd, random() % LOOP_PAGES * UNIT, UNIT);
+		/* If most of them are holes by now, have them filled. */
+		if (i % nr_units(256, 32, 2) == 0)
+			for (walks = loops[0].walks; READ_ONCE(loops[0].walks) == walks;)
+				usleep(100);
+	}
+	walks = 0;
 	WRITE_ONCE(stop, true);
 	for (i = 0, exits = -exits; i < LOOP_VCPUS; i++) {
 		pthread_join(threads[i], NULL);

@@ -111,7 +111,7 @@ static void file_create(level_data *self, struct half_file *file, uint64_t size,
 		madvise(file->hva, size, MADV_HUGEPAGE);
 
 	memfd_to_private(file->fd, 0, nr_private * PAGE_SIZE);
-	virt_map_level(self->vm, gpa, gpa, 2 * size, UNIT > SZ_2M ? PG_LEVEL_1G : PG_LEVEL_2M);
+	virt_map_level(self->vm, gpa, gpa, 2 * size, backing_is_1g() ? PG_LEVEL_1G : PG_LEVEL_2M);
 
 	vm_add_private(self->vm, PRIVATE_SLOT, gpa, size, file->hva, file->fd, 0);
 	self->reader->fill_gva = gpa;
@@ -127,8 +127,9 @@ FIXTURE_SETUP(level)
 	vm_vaddr_t gva;
 	int i;
 
-	self->max_level = UNIT > PAGE_SIZE ? private_backing()->level :
-			  backing_is_huge() ? PG_LEVEL_2M : PG_LEVEL_4K;
+	self->max_level = private_backing()->level;
+	if (backing_is_huge() && !backing_is_hugetlb())
+		self->max_level = PG_LEVEL_2M;
 	self->frame = PAGES_OF(max_t(int, self->max_level, PG_LEVEL_2M));
 	self->window = self->frame * nr_units(2, 2, 1);
 	size = (self->window + self->frame) * PAGE_SIZE;
@@ -246,8 +247,14 @@ static bool is_mapped(level_data *self, const struct half_file *file, const stru
 	return false;
 }
 
-#define AT		"gpa +%lu, offset +%lu, hva +%lu: "
-#define AT_ARGS(by)	(by)->gpa, (by)->offset, (by)->hva
+static const char *where(const struct shifts *by)
+{
+	static char text[80];
+
+	snprintf(text, sizeof(text), "gpa +%lu, offset +%lu, hva +%lu", by->gpa, by->offset,
+		 by->hva);
+	return text;
+}
 
 static void check_window(level_data *self, const struct shifts *by)
 {
@@ -285,7 +292,7 @@ static void check_window(level_data *self, const struct shifts *by)
 					     ~page_value(touched[i]);
 
 			TEST_ASSERT(self->reader->value[i] == value,
-				    AT "%s page %lu: %#lx for %#lx", AT_ARGS(by),
+				    "%s: %s page %lu: %#lx for %#lx", where(by),
 				    p ? "private" : "shared", touched[i],
 				    self->reader->value[i], value);
 		}
@@ -293,15 +300,15 @@ static void check_window(level_data *self, const struct shifts *by)
 
 	for (level = PG_LEVEL_4K; level < NR_LEVELS; level++) {
 		mapped = get_vm_stat(self->vm, level_stats[level]) - self->base[level];
-		TEST_ASSERT(mapped == expect[level], AT "%s: %lu mappings, there should be %lu",
-			    AT_ARGS(by), level_stats[level], mapped, expect[level]);
+		TEST_ASSERT(mapped == expect[level], "%s: %s: %lu mappings, there should be %lu",
+			    where(by), level_stats[level], mapped, expect[level]);
 	}
 	mapped = get_vm_stat(self->vm, "private_pages");
-	TEST_ASSERT(mapped == private, AT "%lu private pages are mapped, %lu should be",
-		    AT_ARGS(by), mapped, private);
+	TEST_ASSERT(mapped == private, "%s: %lu private pages are mapped, %lu should be",
+		    where(by), mapped, private);
 	faults = get_vm_stat(self->vm, "private_faults") - faults;
-	TEST_ASSERT(faults == private_faults, AT "%lu private faults, there should be %lu",
-		    AT_ARGS(by), faults, private_faults);
+	TEST_ASSERT(faults == private_faults, "%s: %lu private faults, there should be %lu",
+		    where(by), faults, private_faults);
 
 	for (f = 0; f < NR_FILES; f++)
 		vm_delete_private(self->vm, PRIVATE_SLOT + f);
@@ -332,7 +339,7 @@ TEST_F_TIMEOUT(level, sweep, TIMEOUT)
 	struct shifts by;
 	uint64_t k, i;
 
-	if (UNIT > SZ_2M)
+	if (backing_is_1g())
 		SKIP(return, "There are too many pages in 1 GiB");
 
 	for (i = 0; i < ARRAY_SIZE(lines); i++) {

@@ -291,10 +291,11 @@ static void assert_counters(const struct counters *before, const char *what)
 			return;
 		usleep(10000);
 	}
-	TEST_FAIL("%s: Shmem %ld kB, hugetlb %ld, %ld VMs, %ld and %ld module users, were %ld, %ld, %ld, %ld, %ld",
-		  what, now.shmem_kb, now.hugetlb_used, now.vms, now.kvm_users, now.vendor_users,
-		  before->shmem_kb, before->hugetlb_used, before->vms, before->kvm_users,
-		  before->vendor_users);
+	TEST_ASSERT(now.hugetlb_used <= before->hugetlb_used, "%s: %ld huge pages used, were %ld",
+		    what, now.hugetlb_used, before->hugetlb_used);
+	TEST_FAIL("%s: Shmem %ld kB, %ld VMs, %ld and %ld module users, were %ld, %ld, %ld, %ld",
+		  what, now.shmem_kb, now.vms, now.kvm_users, now.vendor_users,
+		  before->shmem_kb, before->vms, before->kvm_users, before->vendor_users);
 }
 
 #define CGROUP	"/sys/fs/cgroup/private_memfd_test"
@@ -317,7 +318,7 @@ static const char *cgroup_path(void)
 {
 	if (!backing_is_hugetlb())
 		return MEMORY_STAT;
-	return UNIT == SZ_1G ? HUGETLB_1G : HUGETLB_2M;
+	return backing_is_1g() ? HUGETLB_1G : HUGETLB_2M;
 }
 
 static long cgroup_charged(void)
@@ -355,10 +356,9 @@ static long cgroup_all(void)
 	FILE *f = fopen(MEMORY_STAT, "r");
 
 	TEST_ASSERT(f, "Can't read memory.stat: %s", strerror(errno));
-	while (fgets(line, sizeof(line), f)) {
-		sscanf(line, "anon %ld", &anon);
-		sscanf(line, "shmem %ld", &shmem);
-	}
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "anon %ld", &anon) != 1 && sscanf(line, "shmem %ld", &shmem) != 1)
+			continue;
 	fclose(f);
 	return anon + shmem + max(0l, read_number(HUGETLB_2M)) + max(0l, read_number(HUGETLB_1G));
 }
@@ -632,7 +632,7 @@ TEST_F_TIMEOUT(lifetime, destroy_converting, TIMEOUT)
  */
 TEST_F_TIMEOUT(lifetime, bind_converting, TIMEOUT)
 {
-	uint64_t i, private = 0, nr = SIZE / UNIT;
+	uint64_t i, j, private = 0, nr = SIZE / UNIT;
 	struct agent *agent;
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
@@ -656,7 +656,8 @@ TEST_F_TIMEOUT(lifetime, bind_converting, TIMEOUT)
 	converter_stop(pid);
 
 	for (i = 0; i < nr; i++)
-		probe_write((void *)hva + i * UNIT, 0, 0x5ed);
+		for (j = 0; j < NR_PROBES; j++)
+			probe_write((void *)hva + i * UNIT, j, 0x5ed);
 	agent_order(agent, PRIVATE_GPA, nr, AGENT_NOTHING, 0x10);
 	agent_run(vcpu, agent);
 	for (i = 0; i < nr; i++) {

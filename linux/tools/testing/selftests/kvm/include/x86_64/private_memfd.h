@@ -91,10 +91,15 @@ static inline bool backing_is_hugetlb(void)
 	return private_backing()->memfd_flags & MFD_HUGETLB;
 }
 
+static inline bool backing_is_1g(void)
+{
+	return private_backing()->level == PG_LEVEL_1G;
+}
+
 /* Whether aligned ranges of 2 MiB get a folio of this size, or are in one. */
 static inline bool backing_is_huge(void)
 {
-	return UNIT >= SZ_2M || strcmp(private_backing()->shmem_enabled, "never");
+	return backing_is_hugetlb() || strcmp(private_backing()->shmem_enabled, "never");
 }
 
 /*
@@ -103,7 +108,7 @@ static inline bool backing_is_huge(void)
  */
 static inline uint64_t nr_units(uint64_t of_4k, uint64_t of_2m, uint64_t of_1g)
 {
-	return UNIT == SZ_1G ? of_1g : UNIT == SZ_2M ? of_2m : of_4k;
+	return backing_is_1g() ? of_1g : backing_is_hugetlb() ? of_2m : of_4k;
 }
 
 /* So many words of a unit stand for all of it, the first and the last included. */
