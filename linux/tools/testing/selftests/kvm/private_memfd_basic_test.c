@@ -367,21 +367,25 @@ static void test_store(unsigned int type, size_t page_size)
 	test_create_multiple(type, page_size);
 
 	fd = private_memfd_sized(total_size, type | MFD_INACCESSIBLE);
-	test_file(fd, page_size);
-	close(fd);
-
-	fd = private_memfd_sized(total_size, type | MFD_INACCESSIBLE);
 	vm = vm_create_barebones_type(KVM_X86_SW_PROTECTED_VM);
 	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, total_size,
 		       map_shared_half(total_size), fd, 0);
 	test_file(fd, page_size);
 
-	/* And when the VM is gone. */
+	/* And when the VM is gone, or there was none; if it doesn't take minutes to clear it. */
 	vm_delete_private(vm, PRIVATE_SLOT);
 	memfd_to_shared(fd, 0, total_size);
-	test_file(fd, page_size);
+	if (!backing_is_1g())
+		test_file(fd, page_size);
 	kvm_vm_free(vm);
 	memfd_to_shared(fd, 0, total_size);
+	if (!backing_is_1g())
+		test_file(fd, page_size);
+	close(fd);
+
+	if (backing_is_1g())
+		return;
+	fd = private_memfd_sized(total_size, type | MFD_INACCESSIBLE);
 	test_file(fd, page_size);
 	close(fd);
 }

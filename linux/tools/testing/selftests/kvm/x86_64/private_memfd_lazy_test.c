@@ -456,7 +456,7 @@ TEST_F_TIMEOUT(lazy, prefault_races, TIMEOUT)
 		SKIP(return, "There is no KVM_PRE_FAULT_MEMORY");
 
 	pthread_create(&thread, NULL, prefault_thread, &p);
-	for (i = 0; i < scaled(nr_units(1500, 500, 10)); i++) {
+	for (i = 0; i < scaled(nr_units(1500, 100, 10)); i++) {
 		uint64_t first = random() % NR_PAGES;
 		uint64_t nr = 1 + random() % (NR_PAGES - first);
 
@@ -543,7 +543,7 @@ TEST_F_TIMEOUT(lazy, mmio_before_slot, TIMEOUT)
 
 		/* The guest has seen MMIO, and sees memory from now on. */
 		if (full)
-			memfd_to_private(fd, 0, SIZE);
+			memfd_to_private(fd, 0, nr_units(NR_PAGES, NR_PAGES, 1) * UNIT);
 		vm_add_private(self->vm, PRIVATE_SLOT + 1, gpa, SIZE, only ? self->hva : shared,
 			       fd, 0);
 		shared[0] = 0x5ed;
