@@ -851,6 +851,7 @@ static void after_seal_write(struct race *r)
 FIXTURE(race)
 {
 	struct race r;
+	long huge_free, huge_reserved;
 };
 
 FIXTURE_VARIANT(race)
@@ -1087,6 +1088,8 @@ FIXTURE_SETUP(race)
 	if (variant->s.contend == contend_register_buffer && uring_open(&r->ring))
 		SKIP(return, "io_uring (CONFIG_IO_URING)");
 
+	self->huge_free = meminfo_kb("HugePages_Free");
+	self->huge_reserved = meminfo_kb("HugePages_Rsvd");
 	r->s = &variant->s;
 	r->nr = variant->s.huge ? HUGE_NR : variant->s.many ? MANY : NR;
 	r->buf = malloc(r->nr * UNIT);
@@ -1114,6 +1117,9 @@ FIXTURE_TEARDOWN(race)
 	pthread_join(r->contender, NULL);
 	if (variant->s.assist)
 		pthread_join(r->assistant, NULL);
+	/* Mappings that have been undone have reserved nothing, either. */
+	EXPECT_EQ(self->huge_free, meminfo_kb("HugePages_Free"));
+	EXPECT_EQ(self->huge_reserved, meminfo_kb("HugePages_Rsvd"));
 	if (variant->s.contend == contend_register_buffer)
 		uring_close(&r->ring);
 	free(r->buf);
