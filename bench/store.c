@@ -128,6 +128,7 @@ void mem_create(struct mem *mem, const struct store *store, struct vm *vm,
 	static const __u32 slot_flags[] = {
 		[GUEST_MEMFD] = KVM_MEM_GUEST_MEMFD,
 		[PRIVATE_MEMFD] = KVM_MEM_PRIVATE,
+		[SHARED] = 0,
 	};
 	__u64 slot_size = size / nr_slots;
 
