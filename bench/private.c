@@ -26,7 +26,7 @@ static __u64 size_of(const struct store *store, __u64 size)
 	return size < store->min_size ? store->min_size : size;
 }
 
-static double per_page(__u64 nr, __u64 size)
+static double per_page(__s64 nr, __u64 size)
 {
 	return (double)nr / (size / SZ_4K);
 }
@@ -232,20 +232,37 @@ static void many(const struct store *store, int nr_files, int nr_slots, const ch
 
 #define CGROUP	"/sys/fs/cgroup/bench"
 
+#define OTHER	CGROUP "-other"
+
 struct usage {
-	__u64 slab;
-	__u64 tables;
-	__u64 file;
+	__s64 slab;
+	__s64 tables;
 };
+
+/*
+ * The kernel counts objects in batches of a CPU and a cgroup: an allocation for
+ * another cgroup makes it settle them.
+ */
+static void settle(void)
+{
+	int fds[2];
+
+	write_text(OTHER "/cgroup.procs", "0");
+	if (pipe(fds))
+		die("pipe");
+	close(fds[0]);
+	close(fds[1]);
+	write_text(CGROUP "/cgroup.procs", "0");
+}
 
 static struct usage usage(void)
 {
 	static const char stat[] = CGROUP "/memory.stat";
 
+	settle();
 	return (struct usage){
 		.slab = read_field(stat, "slab"),
 		.tables = read_field(stat, "sec_pagetables"),
-		.file = read_field(stat, "file"),
 	};
 }
 
@@ -253,9 +270,9 @@ static struct usage usage(void)
  * What the page cache needs for its own tree is not bookkeeping of private
  * memory: the same pages in an ordinary memfd tell how much that is.
  */
-static __u64 plain_tree(const struct store *store, __u64 size)
+static __s64 plain_tree(const struct store *store, __u64 size)
 {
-	__u64 before, after;
+	__s64 before, after;
 	int fd;
 
 	write_text("/sys/kernel/mm/transparent_hugepage/shmem_enabled",
@@ -274,11 +291,11 @@ static __u64 plain_tree(const struct store *store, __u64 size)
 static void bookkeeping(const struct store *store, __u64 size)
 {
 	struct usage before, started, touched;
-	__u64 tree = 0;
+	__s64 tree = 0;
 	struct mem mem;
 	struct vm vm;
 
-	if (mkdir(CGROUP, 0755) && errno != EEXIST)
+	if ((mkdir(CGROUP, 0755) || mkdir(OTHER, 0755)) && errno != EEXIST)
 		die("%s", CGROUP);
 	write_text(CGROUP "/cgroup.procs", "0");
 	if (!store->hugetlb && store->kind != SHARED)
@@ -290,17 +307,14 @@ static void bookkeeping(const struct store *store, __u64 size)
 	started = usage();
 	mem_touch(&mem, 0, size);
 	touched = usage();
-	/* The peer's page cache grows with the touch only. */
-	if (store->kind == PRIVATE_MEMFD) {
+	if (store->kind != SHARED) {
+		/* The peer's page cache has no page before the touch. */
 		sample("memory-start", store->name, "byte/page",
-		       per_page(started.slab - before.slab - tree, size));
-	} else if (store->kind == GUEST_MEMFD) {
-		sample("memory-start", store->name, "byte/page",
-		       per_page(started.slab - before.slab, size));
-	}
-	if (store->kind != SHARED)
+		       per_page(started.slab - before.slab -
+				(store->kind == PRIVATE_MEMFD ? tree : 0), size));
 		sample("memory-touched", store->name, "byte/page",
-		       (double)(__s64)(touched.slab - before.slab - tree) / (size / SZ_4K));
+		       per_page(touched.slab - before.slab - tree, size));
+	}
 	sample("memory-tree", store->name, "byte/page", per_page(tree, size));
 	sample("memory-tables", store->name, "byte/page",
 	       per_page(touched.tables - before.tables, size));
@@ -376,8 +390,9 @@ int main(int argc, char *argv[])
 			life(&stores[i], size_of(&stores[i], STANDARD), "");
 		print_figures();
 	}
-	for_each_store(i)
-		prefault(&stores[i], size_of(&stores[i], STANDARD));
+	for (int turn = 0; turn < 2; turn++)
+		for_each_store(i)
+			prefault(&stores[i], size_of(&stores[i], STANDARD));
 	for_each_store(i)
 		conversions(&stores[i], STANDARD);
 	print_figures();
