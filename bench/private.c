@@ -248,7 +248,8 @@ struct usage {
 
 /*
  * The kernel counts objects in batches of a CPU and a cgroup: an allocation for
- * another cgroup makes it settle them.
+ * another cgroup makes it settle them. memory.stat leaves out what is not worth
+ * the while; cpu.stat doesn't, and adds up for all controllers.
  */
 static void settle(void)
 {
@@ -260,6 +261,7 @@ static void settle(void)
 	close(fds[0]);
 	close(fds[1]);
 	write_text(CGROUP "/cgroup.procs", "0");
+	read_field(CGROUP "/cpu.stat", "usage_usec");
 }
 
 static struct usage usage(void)
