@@ -1059,7 +1059,7 @@ TEST_F(emul, accessed_and_dirty)
 }
 
 /* Data, code and page tables change their half between two instructions. */
-TEST_F(emul, converted_between)
+TEST_F_TIMEOUT(emul, converted_between, TIMEOUT)
 {
 	uint64_t one_size = LABEL(two) - LABEL(one), two_size = LABEL(code_end) - LABEL(two);
 	uint64_t data = gva_of(SPARE), code = gva_of(SPARE + 1), table = gva_of(SPARE + 2);
@@ -1073,7 +1073,7 @@ TEST_F(emul, converted_between)
 	shared_pt[0] = gva_of(DATA) | PTE_FLAGS;
 	guest_store(self, gva_of(CHAIN + 2) + 8, table | PTE_FLAGS);
 
-	for (i = 0; i < 20; i++) {
+	for (i = 0; i < nr_units(20, 20, 3); i++) {
 		uint64_t value = i ? 0x5000 + i - 1 : alias_word(SPARE, 0);
 
 		/* Shared. */
@@ -1501,7 +1501,7 @@ TEST_F_TIMEOUT(pv, msrs_of_converted_pages, TIMEOUT)
 		pv_create(emul);
 		memset(page_of(emul->alias, SPARE), 0, PAGE_SIZE);
 		taken = guest_wrmsr(emul, pv_msrs[i].msr, gva_of(SPARE) | pv_msrs[i].bits);
-		for (round = 0; round < 3; round++) {
+		for (round = 0; round < nr_units(3, 3, 1); round++) {
 			uint64_t *shared = page_of(emul->alias, SPARE);
 
 			works = provoke(emul, gva_of(SPARE));

@@ -304,7 +304,7 @@ TEST_F_TIMEOUT(lazy, several_vcpus, TIMEOUT)
 	TEST_ASSERT(exits >= LOOP_PAGES / nr_units(512, 64, 4), "Only %lu exits for holes", exits);
 	TEST_ASSERT_EQ(memfd_nr_private(fd), LOOP_PAGES);
 
-	for (i = 0; i < scaled(nr_units(3000, 1000, 20)); i++) {
+	for (i = 0; i < scaled(nr_units(3000, 1000, 6)); i++) {
 		memfd_to_shared(fd, random() % LOOP_PAGES * UNIT, UNIT);
 		/* If most of them are holes by now, have them filled. */
 		if (i % nr_units(256, 32, 2) == 0)

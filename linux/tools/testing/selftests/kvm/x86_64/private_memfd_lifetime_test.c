@@ -518,6 +518,8 @@ static unsigned long try_life(lifetime_data *self, const enum step *steps, int n
  */
 static unsigned long try_lives(lifetime_data *self, enum step *steps, int nr)
 {
+	/* Percent of them; each clears some units. */
+	const unsigned long share = scaled(nr_units(50, 50, 5));
 	static unsigned int turn;
 	unsigned long tried = 0;
 	enum step next;
@@ -525,7 +527,7 @@ static unsigned long try_lives(lifetime_data *self, enum step *steps, int nr)
 
 	turn++;
 	for (i = 0; i < 4; i++)
-		if (scaled(50) >= 100 || (random() % 50 < scaled(50) && (i + (i >> 1) + turn) & 1))
+		if (share >= 100 || (random() % 50 < share && (i + (i >> 1) + turn) & 1))
 			tried += try_life(self, steps, nr, i & 1, i & 2);
 
 	for (next = 0; next < NR_STEPS && nr < NR_STEPS; next++) {
