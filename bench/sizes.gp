@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 # Make private and first touch, over the size of memory; data: tools/bench (report.awk, mode sizes).
-set terminal svg size 720,400 font "sans,12" background "white"
+set terminal svg noenhanced size 720,400 font "sans,12" background "white"
 set datafile separator "\t"
 set datafile missing "-"
 set logscale x 2
