@@ -623,7 +623,8 @@ TEST_F_TIMEOUT(lifetime, destroy_converting, TIMEOUT)
 	}
 	converter_stop(pid);
 	pr_info("# %d VMs, %lu times the file was not theirs yet\n", i, busy);
-	TEST_ASSERT(busy, "No VM ever met the content of the one before");
+	/* There are too few of them to be sure if each has to wait for 1 GiB to be cleared. */
+	TEST_ASSERT(busy || backing_is_1g(), "No VM ever met the content of the one before");
 	close(m->fd);
 	assert_counters(&self->before, "VMs that ended");
 }
