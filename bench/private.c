@@ -15,6 +15,10 @@
 
 #include "store.h"
 
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED	24
+#endif
+
 #define STANDARD	SZ_256M
 #define PAGE		"page"		/* instructions per 4 KiB */
 #define CALL		"conversion"	/* instructions for there and back */
@@ -336,10 +340,12 @@ static void bookkeeping(const struct store *store, __u64 size)
 
 #define POOL	"/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
 #define LEAVE	(SZ_256M * 3)	/* free memory to be fragmented */
+#define RESERVE	(SZ_64M * 2)	/* and to be left alone */
 
 /*
  * Put most memory away into the hugetlb pool, fill the rest with pages that
- * can't be moved, and free every second.
+ * can't be moved, free every second, and let the pool have what is still in one
+ * piece elsewhere.
  */
 static __u8 *fragment(__u64 *size)
 {
@@ -348,29 +354,43 @@ static __u8 *fragment(__u64 *size)
 
 	write_text("/proc/sys/vm/compact_unevictable_allowed", "0");
 	write_text(POOL, text("%llu", (free_kb * 1024 - LEAVE) / SZ_2M));
-	*size = read_field("/proc/meminfo", "MemFree") * 1024 / SZ_2M * SZ_2M - 8 * SZ_2M;
+	*size = read_field("/proc/meminfo", "MemFree") * 1024 / SZ_2M * SZ_2M - RESERVE;
 	mem = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (mem == MAP_FAILED || madvise(mem, *size, MADV_NOHUGEPAGE) || mlock(mem, *size))
 		die("mlock of %llu", *size);
 	for (__u64 i = 0; i < *size; i += 2 * SZ_4K)
-		if (munlock(mem + i, SZ_4K) || madvise(mem + i, SZ_4K, MADV_DONTNEED))
-			die("munlock, madvise");
+		if (madvise(mem + i, SZ_4K, MADV_DONTNEED_LOCKED))
+			die("madvise");
+	write_text(POOL, text("%llu", free_kb * 1024 / SZ_2M));
 	return mem;
+}
+
+/* How often the store wanted 2 MiB and got less. */
+static __u64 fallbacks(void)
+{
+	static const char path[] =
+		"/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/stats/shmem_fallback";
+	unsigned long long nr;
+	FILE *f = fopen(path, "re");
+
+	if (!f || fscanf(f, "%llu", &nr) != 1)
+		die("%s", path);
+	fclose(f);
+	return nr;
 }
 
 static void fragmentation(void)
 {
-	__u64 size, fallbacks;
+	__u64 size, before;
 	__u8 *mem = fragment(&size);
 
 	for (size_t i = 0; i < 3; i++) {
 		const struct store *store = &stores[i];
 
-		fallbacks = read_field("/proc/vmstat", "thp_file_fallback");
+		before = fallbacks();
 		life(store, SZ_64M, SZ_64M, "-fragmented");
-		fallbacks = read_field("/proc/vmstat", "thp_file_fallback") - fallbacks;
 		sample("fallbacks-fragmented", store->name, "fallback/GiB",
-		       (double)fallbacks * (SZ_1G / SZ_64M));
+		       (double)(fallbacks() - before) * (SZ_1G / SZ_64M));
 	}
 	munmap(mem, size);
 	write_text(POOL, "0");
@@ -412,11 +432,12 @@ int main(int argc, char *argv[])
 		for_each_store(i)
 			convert_1g(&stores[i]);
 		print_figures();
-		for (size_t n = 0; n < ARRAY_SIZE(sizes); n++)
+		/* Twice, as everything that could be disturbed. */
+		for (size_t n = 0; n < 2 * ARRAY_SIZE(sizes); n++)
 			for_each_store(i)
-				if (sizes[n] >= stores[i].min_size)
-					life(&stores[i], sizes[n], size_of(&stores[i], SZ_64M),
-					     text("@%s", size_text(sizes[n])));
+				if (sizes[n / 2] >= stores[i].min_size)
+					life(&stores[i], sizes[n / 2], size_of(&stores[i], SZ_64M),
+					     text("@%s", size_text(sizes[n / 2])));
 		print_figures();
 		for (size_t n = 0; n < ARRAY_SIZE(counts); n++)
 			for (i = 0; i < 3; i++) {

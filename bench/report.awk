@@ -62,8 +62,7 @@ function instructions(u) { return u == "page" || u == "conversion" || u == "inst
 
 # Steps that end with the same memory in both: what guest_memfd puts off to the touch is no step it is faster at.
 function comparable(step) {
-	return step !~ /^(start|slots@.*start|files@.*start)(@|-|$)/ &&
-		(step !~ /^(first|convert|mixed)-[0-9]+[KMG]$/)
+	return step !~ /^((slots|files)@[0-9]+-)?(start(@.*|-.*)?|(first|convert|mixed)-[0-9]+[KMG])$/
 }
 
 function no_step_slower(store, all, what,    i, step, r, worst, which, slower, list) {
