@@ -1680,6 +1680,20 @@ TEST_F(nested, vmcb)
 	}
 }
 
+/* Nor may it be a shared page, which KVM would keep mapped when it is converted. */
+TEST_F(nested, vmcb_in_shared_page)
+{
+	emul_data *emul = &self->emul;
+	int vector;
+
+	make_vmcb(emul, page_of(emul->alias, SPARE));
+	emul->regs.rax = gva_of(SPARE);
+	emul->regs.r15 = 0;
+	vector = try_code(emul, LABEL(vmrun));
+	TEST_ASSERT(vector == GP_VECTOR || vector == UD_VECTOR, "VMRUN: exception %d", vector);
+	TEST_ASSERT_EQ(emul->regs.r15, 0ull);
+}
+
 /* All but the VMCB, first without nested page tables. */
 TEST_F(nested, guest)
 {
