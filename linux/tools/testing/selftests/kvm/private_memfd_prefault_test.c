@@ -9,9 +9,9 @@
 
 #include "private_memfd.h"
 
-/* A huge page and a page that has no huge one to be in. */
-#define TEST_SIZE		(SZ_2M + PAGE_SIZE)
-#define TEST_NPAGES		(TEST_SIZE / PAGE_SIZE)
+/* A huge page and a page that has no huge one to be in, or a few units. */
+#define TEST_NPAGES		nr_units(PAGES_PER_2M + 1, 9, 3)
+#define TEST_SIZE		(TEST_NPAGES * UNIT)
 
 #define SHARED_VALUE(page)	(0x5a5a0000ul + (page))
 #define PRIVATE_VALUE(page)	(0xdead0000ul + (page))
@@ -22,12 +22,12 @@ static bool page_is_private(const char *pattern, int page)
 }
 
 /* What it finds is checked by the host, page by page. */
-static void guest_code(uint64_t base_gpa, uint64_t *found)
+static void guest_code(uint64_t base_gpa, uint64_t *found, uint64_t nr, uint64_t unit)
 {
-	int i;
+	uint64_t i;
 
-	for (i = 0; i < TEST_NPAGES; i++) {
-		uint64_t *p = (uint64_t *)(base_gpa + i * PAGE_SIZE);
+	for (i = 0; i < nr; i++) {
+		uint64_t *p = (uint64_t *)(base_gpa + i * unit);
 
 		WRITE_ONCE(found[i], READ_ONCE(*p));
 		WRITE_ONCE(*p, PRIVATE_VALUE(i));
@@ -72,7 +72,7 @@ static void pre_fault(struct kvm_vcpu *vcpu, uint64_t gpa, uint64_t size,
  */
 static void test_pre_fault(const char *pattern, int hva_pages, int file_pages)
 {
-	const off_t offset = file_pages * PAGE_SIZE;
+	const off_t offset = file_pages * UNIT;
 	uint64_t nr_private = 0, mapped;
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
@@ -91,10 +91,10 @@ static void test_pre_fault(const char *pattern, int hva_pages, int file_pages)
 	hva = map_half(TEST_SIZE, hva_pages, PROT_READ | PROT_WRITE);
 	fd = private_memfd(offset + TEST_SIZE);
 	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, TEST_SIZE, hva, fd, offset);
-	virt_map(vm, PRIVATE_GPA, PRIVATE_GPA, TEST_NPAGES);
+	virt_map_private(vm, PRIVATE_GPA, TEST_SIZE);
 
 	for (i = 0; i < TEST_NPAGES; i++) {
-		*(uint64_t *)(hva + i * PAGE_SIZE) = SHARED_VALUE(i);
+		*(uint64_t *)(hva + i * UNIT) = SHARED_VALUE(i);
 		if (page_is_private(pattern, i))
 			nr_private++;
 	}
@@ -103,16 +103,16 @@ static void test_pre_fault(const char *pattern, int hva_pages, int file_pages)
 	else
 		for (i = 0; i < TEST_NPAGES; i++)
 			if (page_is_private(pattern, i))
-				memfd_to_private(fd, offset + i * PAGE_SIZE, PAGE_SIZE);
+				memfd_to_private(fd, offset + i * UNIT, UNIT);
 	TEST_ASSERT_EQ(memfd_nr_private(fd), nr_private);
 
 	TEST_ASSERT_EQ(get_vm_stat(vm, "private_pages"), 0);
-	pre_fault(vcpu, PRIVATE_GPA, SZ_2M, 0, 0);
-	pre_fault(vcpu, PRIVATE_GPA + SZ_2M, PAGE_SIZE * 2, PAGE_SIZE, ENOENT);
+	pre_fault(vcpu, PRIVATE_GPA, TEST_SIZE - UNIT, 0, 0);
+	pre_fault(vcpu, PRIVATE_GPA + TEST_SIZE - UNIT, UNIT + PAGE_SIZE, PAGE_SIZE, ENOENT);
 	pre_fault(vcpu, PRIVATE_GPA + TEST_SIZE, PAGE_SIZE, PAGE_SIZE, ENOENT);
 
 	/* All of it is mapped now, and none of it changed. */
-	mapped = get_vm_stat(vm, "private_pages");
+	mapped = nr_private_mapped(vm);
 	TEST_ASSERT(mapped == nr_private, "%lu of %lu private pages are mapped",
 		    mapped, nr_private);
 	TEST_ASSERT_EQ(memfd_nr_private(fd), nr_private);
@@ -120,14 +120,14 @@ static void test_pre_fault(const char *pattern, int hva_pages, int file_pages)
 	/* Once more, over what is mapped. */
 	pre_fault(vcpu, PRIVATE_GPA, TEST_SIZE, 0, 0);
 
-	vcpu_args_set(vcpu, 2, PRIVATE_GPA, gva);
+	vcpu_args_set(vcpu, 4, PRIVATE_GPA, gva, TEST_NPAGES, UNIT);
 	vcpu_run(vcpu);
 	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
 	TEST_ASSERT_EQ(get_ucall(vcpu, NULL), UCALL_DONE);
 
 	for (i = 0; i < TEST_NPAGES; i++) {
 		bool private = page_is_private(pattern, i);
-		uint64_t shared = *(uint64_t *)(hva + i * PAGE_SIZE);
+		uint64_t shared = *(uint64_t *)(hva + i * UNIT);
 
 		TEST_ASSERT(found[i] == (private ? 0 : SHARED_VALUE(i)),
 			    "The guest found %#lx in page %d, which is %s", found[i], i,
@@ -137,7 +137,7 @@ static void test_pre_fault(const char *pattern, int hva_pages, int file_pages)
 			    private ? "private" : "shared");
 	}
 	TEST_ASSERT_EQ(memfd_nr_private(fd), nr_private);
-	TEST_ASSERT_EQ(get_vm_stat(vm, "private_pages"), nr_private);
+	TEST_ASSERT_EQ(nr_private_mapped(vm), nr_private);
 
 	kvm_vm_free(vm);
 	close(fd);
@@ -149,6 +149,8 @@ static void test_pre_fault(const char *pattern, int hva_pages, int file_pages)
  */
 static void test_pre_fault_hole(void)
 {
+	/* There are some pages, a hole, and a page after it. */
+	const uint64_t hole = nr_units(3, 3, 1), after = hole + 1;
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
 	int fd;
@@ -162,27 +164,27 @@ static void test_pre_fault_hole(void)
 
 	pre_fault(vcpu, PRIVATE_GPA, TEST_SIZE, TEST_SIZE, EFAULT);
 	TEST_ASSERT_EQ(memfd_nr_private(fd), 0);
-	TEST_ASSERT_EQ(get_vm_stat(vm, "private_pages"), 0);
+	TEST_ASSERT_EQ(nr_private_mapped(vm), 0);
 
 	/* Up to the first hole. */
-	memfd_to_private(fd, 0, 3 * PAGE_SIZE);
-	memfd_to_private(fd, 4 * PAGE_SIZE, PAGE_SIZE);
-	pre_fault(vcpu, PRIVATE_GPA, TEST_SIZE, TEST_SIZE - 3 * PAGE_SIZE, EFAULT);
-	TEST_ASSERT_EQ(memfd_nr_private(fd), 4);
-	TEST_ASSERT_EQ(get_vm_stat(vm, "private_pages"), 3);
+	memfd_to_private(fd, 0, hole * UNIT);
+	memfd_to_private(fd, after * UNIT, UNIT);
+	pre_fault(vcpu, PRIVATE_GPA, TEST_SIZE, TEST_SIZE - hole * UNIT, EFAULT);
+	TEST_ASSERT_EQ(memfd_nr_private(fd), hole + 1);
+	TEST_ASSERT_EQ(nr_private_mapped(vm), hole);
 
 	/* From behind it on. */
-	pre_fault(vcpu, PRIVATE_GPA + 4 * PAGE_SIZE, PAGE_SIZE, 0, 0);
-	TEST_ASSERT_EQ(get_vm_stat(vm, "private_pages"), 4);
+	pre_fault(vcpu, PRIVATE_GPA + after * UNIT, UNIT, 0, 0);
+	TEST_ASSERT_EQ(nr_private_mapped(vm), hole + 1);
 
 	memfd_to_private(fd, 0, TEST_SIZE);
 	pre_fault(vcpu, PRIVATE_GPA, TEST_SIZE, 0, 0);
 	TEST_ASSERT_EQ(memfd_nr_private(fd), TEST_NPAGES);
-	TEST_ASSERT_EQ(get_vm_stat(vm, "private_pages"), TEST_NPAGES);
+	TEST_ASSERT_EQ(nr_private_mapped(vm), TEST_NPAGES);
 
 	/* What is punched is no longer mapped, and a hole again. */
-	memfd_to_shared(fd, PAGE_SIZE, PAGE_SIZE);
-	pre_fault(vcpu, PRIVATE_GPA + PAGE_SIZE, PAGE_SIZE, PAGE_SIZE, EFAULT);
+	memfd_to_shared(fd, UNIT, UNIT);
+	pre_fault(vcpu, PRIVATE_GPA + UNIT, UNIT, UNIT, EFAULT);
 	TEST_ASSERT_EQ(memfd_nr_private(fd), TEST_NPAGES - 1);
 
 	kvm_vm_free(vm);
@@ -197,11 +199,16 @@ int main(int argc, char *argv[])
 	require_private_mem();
 	TEST_REQUIRE(kvm_check_cap(KVM_CAP_PRE_FAULT_MEMORY));
 
-	for (i = 0; i < ARRAY_SIZE(patterns); i++) {
+	for (i = 0; i < ARRAY_SIZE(patterns) && !backing_is_1g(); i++) {
 		test_pre_fault(patterns[i], 0, 0);
 		test_pre_fault(patterns[i], 1, 0);
 		test_pre_fault(patterns[i], 0, 1);
 		test_pre_fault(patterns[i], 3, 1);
+	}
+	/* There isn't time to clear many GiB, nor for a million mappings of 4 KiB. */
+	if (backing_is_1g()) {
+		test_pre_fault("p", 0, 0);
+		test_pre_fault("ps", 0, 1);
 	}
 	test_pre_fault_hole();
 

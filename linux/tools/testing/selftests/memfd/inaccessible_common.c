@@ -19,6 +19,7 @@
 #include <sys/syscall.h>
 #include <linux/elf.h>
 #include <linux/loop.h>
+#include <linux/memfd.h>
 #include "inaccessible_common.h"
 
 long neg_errno(long ret)
@@ -37,9 +38,21 @@ int mfd_create(unsigned int flags)
 	return neg_errno(syscall(__NR_memfd_create, "inaccessible", flags));
 }
 
+struct store store;
+
+void store_select(int argc, char **argv)
+{
+	const char *name = argc > 1 ? argv[argc - 1] : "";
+
+	if (!strcmp(name, "hugetlbfs"))
+		store = (struct store){ MFD_HUGETLB | MFD_HUGE_2MB, 2UL << 20 };
+	else if (!strcmp(name, "gigantic"))
+		store = (struct store){ MFD_HUGETLB | MFD_HUGE_1GB, 1UL << 30 };
+}
+
 static int mfd_sized(unsigned int flags, off_t size)
 {
-	int fd = mfd_create(flags);
+	int fd = mfd_create(store.flags | flags);
 	int err = 0;
 
 	if (fd < 0)
@@ -63,26 +76,44 @@ int mfd_ordinary(unsigned int flags, off_t size)
 	return mfd_sized(MFD_ALLOW_SEALING | flags, size);
 }
 
+/* Write to the file, by a mapping on hugetlbfs, which can't be written to. */
+int mfd_put(int fd, const void *buf, size_t len, off_t offset)
+{
+	off_t start = offset - offset % UNIT;
+	size_t size = offset + len - start;
+	ssize_t ret;
+	char *p;
+
+	if (!ON_HUGETLBFS) {
+		ret = pwrite(fd, buf, len, offset);
+		return ret == (ssize_t)len ? 0 : ret < 0 ? -errno : -EIO;
+	}
+	size += UNIT - 1 - (size - 1) % UNIT;
+	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, start);
+	if (p == MAP_FAILED)
+		return -errno;
+	memcpy(p + offset - start, buf, len);
+	munmap(p, size);
+	return 0;
+}
+
 int mfd_filled(unsigned int flags, off_t size)
 {
-	int fd = mfd_ordinary(flags, size);
-	unsigned char buf[65536];
-	size_t done = 0;
+	const size_t step = UNIT > 65536 ? UNIT : 65536;
+	int fd = mfd_ordinary(flags, size), err = 0;
+	unsigned char *buf = malloc(step);
+	off_t done;
 
-	while (fd >= 0 && done < (size_t)size) {
-		size_t len = (size_t)size - done;
-		ssize_t ret;
+	for (done = 0; fd >= 0 && !err && done < size; done += step) {
+		size_t len = (size_t)(size - done) < step ? (size_t)(size - done) : step;
 
-		if (len > sizeof(buf))
-			len = sizeof(buf);
 		fill(buf, done, len);
-		ret = pwrite(fd, buf, len, done);
-		if (ret <= 0) {
-			ret = ret ? -errno : -EIO;
-			close(fd);
-			return ret;
-		}
-		done += ret;
+		err = mfd_put(fd, buf, len, done);
+	}
+	free(buf);
+	if (err) {
+		close(fd);
+		return err;
 	}
 	return fd;
 }
@@ -101,10 +132,12 @@ int mfd_reopen(int fd, int flags)
  */
 const char *mfd_missing(void)
 {
-	int fd = mfd_create(MFD_INACCESSIBLE);
+	int fd = mfd_create(MFD_INACCESSIBLE | store.flags);
 
 	if (fd == -EINVAL)
 		return "memfd_create() with MFD_INACCESSIBLE";
+	if (fd == -ENODEV || fd == -ENOENT)
+		return "huge pages of that size";
 	if (fd >= 0)
 		close(fd);
 	return NULL;
@@ -112,7 +145,7 @@ const char *mfd_missing(void)
 
 const char *late_seal_missing(void)
 {
-	int fd = mfd_ordinary(0, PAGE);
+	int fd = mfd_ordinary(0, UNIT);
 	int err;
 
 	if (fd < 0)
@@ -148,23 +181,50 @@ unsigned char fill_byte(size_t offset)
 	return 1 + (offset + (offset >> 12) * 7 + (offset >> 21) * 31) % 251;
 }
 
+/*
+ * The fill of @offset ff., good for up to *@len bytes: within a page it just
+ * counts up, so the fill of any page is a part of these bytes.
+ */
+static const unsigned char *fill_part(size_t offset, size_t *len)
+{
+	static unsigned char count[251 + 4096];
+	size_t i, rest = 4096 - offset % 4096;
+
+	for (i = 0; !count[0] && i < sizeof(count); i++)
+		count[sizeof(count) - 1 - i] = 1 + (sizeof(count) - 1 - i) % 251;
+	if (*len > rest)
+		*len = rest;
+	return count + fill_byte(offset) - 1;
+}
+
 void fill(void *buf, size_t offset, size_t len)
 {
-	unsigned char *p = buf;
-	size_t i;
+	size_t done, part;
 
-	for (i = 0; i < len; i++)
-		p[i] = fill_byte(offset + i);
+	for (done = 0; done < len; done += part) {
+		const unsigned char *p;
+
+		part = len - done;
+		p = fill_part(offset + done, &part);
+		memcpy(buf + done, p, part);
+	}
 }
 
 ssize_t fill_mismatch(const void *buf, size_t offset, size_t len)
 {
-	const unsigned char *p = buf;
-	size_t i;
+	size_t done, part;
 
-	for (i = 0; i < len; i++)
-		if (p[i] != fill_byte(offset + i))
-			return i;
+	for (done = 0; done < len; done += part) {
+		const unsigned char *p, *got = buf + done;
+
+		part = len - done;
+		p = fill_part(offset + done, &part);
+		if (memcmp(got, p, part)) {
+			while (*got == *p)
+				got++, p++;
+			return got - (const unsigned char *)buf;
+		}
+	}
 	return -1;
 }
 
@@ -179,9 +239,9 @@ long blocks_pages(int fd)
 {
 	struct stat st;
 
-	if (fstat(fd, &st) || st.st_blocks * 512 % PAGE)
+	if (fstat(fd, &st) || st.st_blocks * 512 % UNIT)
 		return -1;
-	return st.st_blocks * 512 / PAGE;
+	return st.st_blocks * 512 / UNIT;
 }
 
 /*
@@ -191,7 +251,7 @@ long blocks_pages(int fd)
  */
 bool map_read(int fd, unsigned char *map, size_t nr)
 {
-	off_t end = nr * PAGE, pos = 0, saved = lseek(fd, 0, SEEK_CUR);
+	off_t end = nr * UNIT, pos = 0, saved = lseek(fd, 0, SEEK_CUR);
 	off_t size = file_size(fd);
 	bool ok = false;
 
@@ -204,17 +264,17 @@ bool map_read(int fd, unsigned char *map, size_t nr)
 			ok = lseek(fd, pos, SEEK_HOLE) == pos;
 			goto out;
 		}
-		if (data < pos || data % PAGE || data >= end)
+		if (data < pos || data % UNIT || data >= end)
 			goto out;
 		if (data > pos && lseek(fd, pos, SEEK_HOLE) != pos)
 			goto out;
 		hole = lseek(fd, data, SEEK_HOLE);
 		/* Where the file ends is a hole, even within a page. */
-		if (hole == size && size > end - (off_t)PAGE)
+		if (hole == size && size > end - (off_t)UNIT)
 			hole = end;
-		if (hole <= data || hole % PAGE || hole > end)
+		if (hole <= data || hole % UNIT || hole > end)
 			goto out;
-		memset(map + data / PAGE, 1, (hole - data) / PAGE);
+		memset(map + data / UNIT, 1, (hole - data) / UNIT);
 		pos = hole;
 	}
 	ok = true;
@@ -270,7 +330,7 @@ void file_state_get(int fd, struct file_state *st)
 	st->s.seals = fcntl(fd, F_GET_SEALS);
 	st->pos = lseek(fd, 0, SEEK_CUR);
 	/* Files of the maximal size have no map that could be kept. */
-	st->nr = s.st_size < (1LL << 32) ? (s.st_size + PAGE - 1) / PAGE : 0;
+	st->nr = s.st_size < (1LL << 32) ? (s.st_size + UNIT - 1) / UNIT : 0;
 	if (st->nr) {
 		st->map = malloc(st->nr);
 		if (!st->map || !map_read(fd, st->map, st->nr))
@@ -361,6 +421,13 @@ int knob_read(const char *path, char *value, size_t size)
 	*to = 0;
 	snprintf(value, size, "%s", from);
 	return 0;
+}
+
+long knob_number(const char *path)
+{
+	char value[32];
+
+	return knob_read(path, value, sizeof(value)) ? -1 : atol(value);
 }
 
 int knob_set(const char *path, const char *value)
@@ -466,6 +533,21 @@ const char *memcg_create(struct memcg *cg)
 	snprintf(path, sizeof(path), "%s/cgroup.procs", cgroup_root);
 	cg->outside = open(path, O_WRONLY);
 	return NULL;
+}
+
+/* One more controller for the groups that memcg_create() makes: "+name" */
+int cgroup_controller(const char *controller)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/cgroup.subtree_control", cgroup_root);
+	return write_file(path, "%s", controller);
+}
+
+/* Other options, which hold for all groups */
+int cgroup_remount(const char *options)
+{
+	return mount("none", cgroup_root, "cgroup2", MS_REMOUNT, options) ? -errno : 0;
 }
 
 int memcg_write(struct memcg *cg, const char *file, const char *fmt, ...)

@@ -2,6 +2,9 @@
 /*
  * What the tests of inaccessible memfds share: making the files, comparing
  * what the kernel reports of them with a model, and turning system knobs.
+ *
+ * Files are on shmem, or with "hugetlbfs" or "gigantic" as an argument of the
+ * test on hugetlbfs, of 2 MiB or of 1 GiB pages.
  */
 #ifndef INACCESSIBLE_COMMON_H_
 #define INACCESSIBLE_COMMON_H_
@@ -38,14 +41,38 @@
 
 #define PUNCH		(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
 
+/* The store of the files: the flags that select it, and the unit it deals in */
+struct store {
+	unsigned int flags;
+	size_t unit;
+};
+
+extern struct store store;
+
+#define UNIT		(store.unit ? store.unit : PAGE)
+#define ON_HUGETLBFS	(store.flags != 0)
+
+void store_select(int argc, char **argv);
+
+#define STORE_HARNESS_MAIN			\
+int main(int argc, char **argv)			\
+{						\
+	store_select(argc, argv);		\
+	return test_harness_run(argc, argv);	\
+}
+
+/* Why a test has nothing to do on hugetlbfs */
+#define OF_SHMEM	"a matter of shmem"
+
 /*
  * Files. All of them return a descriptor or -errno; a size of 0 leaves the
- * file empty.
+ * file empty. Of the selected store, but for mfd_create().
  */
 int mfd_create(unsigned int flags);
 int mfd_sealed(unsigned int flags, off_t size);
 int mfd_ordinary(unsigned int flags, off_t size);
 int mfd_filled(unsigned int flags, off_t size);
+int mfd_put(int fd, const void *buf, size_t len, off_t offset);
 int mfd_reopen(int fd, int flags);
 
 /* NULL, or what the kernel lacks. */
@@ -69,7 +96,8 @@ void fill(void *buf, size_t offset, size_t len);
 ssize_t fill_mismatch(const void *buf, size_t offset, size_t len);
 
 /*
- * A model has one byte for every page of the file: 1 = allocated = private.
+ * A model has one byte for every page of the file, of the size that the store
+ * deals in, as all of the following: 1 = allocated = private.
  * model_differs() compares it with what lseek() and fstat() report, says on
  * stderr what differs, and returns whether anything does.
  */
@@ -100,6 +128,7 @@ bool __file_state_changed(int fd, struct file_state *st, const char *file, int l
 int knob_set(const char *path, const char *value);
 int knob_read(const char *path, char *value, size_t size);
 void knobs_restore(void);
+long knob_number(const char *path);
 int __printf(2, 3) write_file(const char *path, const char *fmt, ...);
 long meminfo_kb(const char *name);
 
@@ -114,6 +143,8 @@ struct memcg {
 const char *memcg_create(struct memcg *cg);
 int __printf(3, 4) memcg_write(struct memcg *cg, const char *file, const char *fmt, ...);
 long memcg_stat(struct memcg *cg, const char *file, const char *key);
+int cgroup_controller(const char *controller);
+int cgroup_remount(const char *options);
 int memcg_enter(struct memcg *cg);
 int memcg_leave(struct memcg *cg);
 void memcg_destroy(struct memcg *cg);

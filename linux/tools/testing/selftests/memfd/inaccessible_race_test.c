@@ -11,6 +11,8 @@
  *  - no page appears in the file but by fallocate().
  *
  * And when it has been refused, nobody has noticed.
+ *
+ * What is called a page here is one of the store: a huge page on hugetlbfs.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -31,14 +33,17 @@
 #include "../kselftest_harness.h"
 #include "inaccessible_common.h"
 
-#define NR	16
-#define MANY	256	/* for calls that are to take their time */
-#define OVER	HUGE
+/* Huge pages take their time anyway. */
+#define NR	(ON_HUGETLBFS ? 4UL : 16UL)
+#define MANY	(ON_HUGETLBFS ? 8UL : 256UL)	/* for calls that take longer */
+#define OVER	(ON_HUGETLBFS ? NR * UNIT : HUGE)
 
 struct race;
 
 struct scenario {
-	size_t nr;		/* pages of the file, NR by default */
+	bool many;		/* pages in the file, MANY instead of NR */
+	bool huge;		/* or as many as a huge page has */
+	bool of_shmem;		/* hugetlbfs has no such calls */
 	bool holes;		/* every fourth page is a hole */
 	bool sparse;		/* or all are, but for every 64th */
 	bool until_sealed;	/* try again after EBUSY, or EINVAL */
@@ -197,8 +202,8 @@ static void look(struct race *r, const unsigned char *p, size_t from, size_t nr)
 		return;
 	}
 	for (i = 0; i < nr; i++) {
-		size_t offset = (from + i) * PAGE;
-		unsigned char byte = __atomic_load_n(p + i * PAGE, __ATOMIC_RELAXED);
+		size_t offset = (from + i) * UNIT;
+		unsigned char byte = __atomic_load_n(p + i * UNIT, __ATOMIC_RELAXED);
 
 		if (r->model[from + i] && byte != fill_byte(offset))
 			fails(r, "page %zu of a mapping reads %#x", from + i, byte);
@@ -210,8 +215,8 @@ static void judge(struct race *r, const unsigned char *buf, ssize_t len)
 {
 	ssize_t i;
 
-	for (i = 0; i < len; i += PAGE)
-		if (r->model[i / PAGE] && buf[i] != fill_byte(i))
+	for (i = 0; i < len; i += UNIT)
+		if (r->model[i / UNIT] && buf[i] != fill_byte(i))
 			fails(r, "read %#x at %zd", buf[i], i);
 }
 
@@ -243,16 +248,28 @@ static bool open_end(struct race *r)
 
 /* ---- mappings ---- */
 
+/* Address space where the store can be mapped, huge pages or not */
+static void *reserve(size_t size)
+{
+	unsigned char *p = mmap(NULL, size + UNIT, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	size_t before = -(uintptr_t)p & (UNIT - 1);
+
+	if (before)
+		munmap(p, before);
+	munmap(p + before + size, UNIT - before);
+	return p + before;
+}
+
 /* Once, and keep it: one of the two has to lose. */
 static void map_and_keep(struct race *r, int prot, int flags)
 {
-	r->map = mmap(NULL, r->nr * PAGE, prot, flags, r->fd, 0);
+	r->map = mmap(NULL, r->nr * UNIT, prot, flags, r->fd, 0);
 	if (r->map == MAP_FAILED) {
 		verdict(r, "mmap()", false, -errno);
 		r->map = NULL;
 		return;
 	}
-	if (!prot && mprotect(r->map, r->nr * PAGE, PROT_READ))
+	if (!prot && mprotect(r->map, r->nr * UNIT, PROT_READ))
 		fails(r, "mprotect(): %s", strerror(errno));
 	look(r, r->map, 0, r->nr / 2);
 }
@@ -265,7 +282,7 @@ static void after_map(struct race *r)
 		fails(r, "sealed, and mapped");
 	else
 		look(r, r->map, 0, r->nr);
-	munmap(r->map, r->nr * PAGE);
+	munmap(r->map, r->nr * UNIT);
 	r->map = NULL;
 }
 
@@ -290,9 +307,9 @@ static void contend_map_populate(struct race *r)
  */
 static void before_map_over(struct race *r)
 {
-	r->place[0] = mmap(NULL, OVER, PROT_READ | PROT_WRITE,
-			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-	if (r->place[0] == MAP_FAILED)
+	r->place[0] = reserve(OVER);
+	if (mmap(r->place[0], OVER, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE | MAP_FIXED, -1, 0) == MAP_FAILED)
 		fails(r, "mmap(): %s", strerror(errno));
 }
 
@@ -326,11 +343,11 @@ static void map_again(struct race *r, int prot, int flags)
 {
 	do {
 		bool was_sealed = get(&r->sealed);
-		void *p = mmap(NULL, r->nr * PAGE, prot, flags, r->fd, 0);
+		void *p = mmap(NULL, r->nr * UNIT, prot, flags, r->fd, 0);
 
 		if (verdict(r, "mmap()", was_sealed, p == MAP_FAILED ? -errno : 0)) {
 			look(r, p, 0, r->nr);
-			munmap(p, r->nr * PAGE);
+			munmap(p, r->nr * UNIT);
 		}
 	} while (open_end(r));
 }
@@ -343,9 +360,9 @@ static void contend_map_again(struct race *r)
 /* A mapping all the time, though never in the same place for long */
 static void before_remap(struct race *r)
 {
-	r->place[0] = mmap(NULL, 4 * r->nr * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	r->place[1] = r->place[0] + 2 * r->nr * PAGE;
-	r->map = mmap(r->place[0], r->nr * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+	r->place[0] = reserve(4 * r->nr * UNIT);
+	r->place[1] = r->place[0] + 2 * r->nr * UNIT;
+	r->map = mmap(r->place[0], r->nr * UNIT, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
 		      r->fd, 0);
 	if (r->map != r->place[0])
 		fails(r, "mmap(): %s", strerror(errno));
@@ -353,7 +370,7 @@ static void before_remap(struct race *r)
 
 static void contend_remap(struct race *r)
 {
-	const size_t half = r->nr / 2 * PAGE;
+	const size_t half = r->nr / 2 * UNIT;
 	unsigned int i = 0;
 
 	do {
@@ -375,7 +392,7 @@ static void contend_remap(struct race *r)
 
 static void after_remap(struct race *r)
 {
-	munmap(r->place[0], 4 * r->nr * PAGE);
+	munmap(r->place[0], 4 * r->nr * UNIT);
 	r->map = NULL;
 }
 
@@ -383,7 +400,7 @@ static void after_remap(struct race *r)
 static void before_fork(struct race *r)
 {
 	r->child = 0;
-	r->map = mmap(NULL, r->nr * PAGE, PROT_READ, MAP_SHARED, r->fd, 0);
+	r->map = mmap(NULL, r->nr * UNIT, PROT_READ, MAP_SHARED, r->fd, 0);
 	if (r->map == MAP_FAILED)
 		fails(r, "mmap(): %s", strerror(errno));
 	if (pipe(r->pipe))
@@ -409,7 +426,7 @@ static void contend_fork(struct race *r)
 		look(&mine, r->map, 0, r->nr);
 		_exit(mine.failure[0] ? 1 : 0);
 	}
-	munmap(r->map, r->nr * PAGE);
+	munmap(r->map, r->nr * UNIT);
 }
 
 static void after_fork(struct race *r)
@@ -426,7 +443,7 @@ static void after_fork(struct race *r)
 /* Faults in a mapping that is there from start to end don't notice a thing. */
 static void before_faults(struct race *r)
 {
-	r->map = mmap(NULL, r->nr * PAGE, PROT_READ | PROT_WRITE,
+	r->map = mmap(NULL, r->nr * UNIT, PROT_READ | PROT_WRITE,
 		      r->round & 1 ? MAP_SHARED : MAP_PRIVATE, r->fd, 0);
 	if (r->map == MAP_FAILED)
 		fails(r, "mmap(): %s", strerror(errno));
@@ -436,7 +453,7 @@ static void contend_faults(struct race *r)
 {
 	do {
 		look(r, r->map, 0, r->nr);
-		madvise(r->map, r->nr * PAGE, MADV_DONTNEED);
+		madvise(r->map, r->nr * UNIT, MADV_DONTNEED);
 	} while (open_end(r));
 }
 
@@ -446,7 +463,7 @@ static void contend_read(struct race *r)
 {
 	do {
 		bool was_sealed = get(&r->sealed);
-		ssize_t ret = neg_errno(pread(r->fd, r->buf, r->nr * PAGE, 0));
+		ssize_t ret = neg_errno(pread(r->fd, r->buf, r->nr * UNIT, 0));
 
 		if (verdict(r, "pread()", was_sealed, ret))
 			judge(r, r->buf, ret);
@@ -458,7 +475,7 @@ static void contend_read_reopened(struct race *r)
 	do {
 		bool was_sealed = get(&r->sealed);
 		int fd = mfd_reopen(r->fd, O_RDONLY);
-		ssize_t ret = neg_errno(pread(fd, r->buf, r->nr * PAGE, 0));
+		ssize_t ret = neg_errno(pread(fd, r->buf, r->nr * UNIT, 0));
 
 		if (verdict(r, "pread()", was_sealed, ret))
 			judge(r, r->buf, ret);
@@ -494,7 +511,7 @@ static void contend_splice(struct race *r)
 	do {
 		bool was_sealed = get(&r->sealed);
 		off_t off = 0;
-		ssize_t ret = neg_errno(splice(r->fd, &off, r->pipe[1], NULL, r->nr * PAGE, 0));
+		ssize_t ret = neg_errno(splice(r->fd, &off, r->pipe[1], NULL, r->nr * UNIT, 0));
 
 		if (!verdict(r, "splice()", was_sealed, ret))
 			break;
@@ -508,15 +525,15 @@ static void contend_vmsplice(struct race *r)
 {
 	do {
 		bool was_sealed = get(&r->sealed);
-		struct iovec iov = { NULL, 4 * PAGE };
+		struct iovec iov = { NULL, 4 * 4096 };
 		ssize_t ret;
 
-		iov.iov_base = mmap(NULL, iov.iov_len, PROT_READ, MAP_SHARED, r->fd, 0);
+		iov.iov_base = mmap(NULL, 4 * UNIT, PROT_READ, MAP_SHARED, r->fd, 0);
 		ret = iov.iov_base == MAP_FAILED ? -errno : 0;
 		if (!verdict(r, "mmap()", was_sealed, ret))
 			break;
 		ret = vmsplice(r->pipe[1], &iov, 1, 0);
-		munmap(iov.iov_base, iov.iov_len);
+		munmap(iov.iov_base, 4 * UNIT);
 		if (ret < 0) {
 			fails(r, "vmsplice(): %s", strerror(errno));
 			break;
@@ -531,7 +548,7 @@ static void contend_register_buffer(struct race *r)
 {
 	do {
 		bool was_sealed = get(&r->sealed);
-		struct iovec iov = { NULL, 4 * PAGE };
+		struct iovec iov = { NULL, 4 * UNIT };
 		int ret;
 
 		iov.iov_base = mmap(NULL, iov.iov_len, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd,
@@ -556,11 +573,13 @@ static void contend_register_buffer(struct race *r)
  */
 static void before_pinned(struct race *r)
 {
-	off_t off = 0;
+	struct iovec iov = { NULL, 1 };
 
 	before_pipe(r);
-	if (pipe(r->pin) || splice(r->fd, &off, r->pin[1], NULL, 1, 0) != 1)
-		fails(r, "splice(): %s", strerror(errno));
+	iov.iov_base = mmap(NULL, UNIT, PROT_READ, MAP_SHARED, r->fd, 0);
+	if (iov.iov_base == MAP_FAILED || pipe(r->pin) || vmsplice(r->pin[1], &iov, 1, 0) != 1)
+		fails(r, "vmsplice(): %s", strerror(errno));
+	munmap(iov.iov_base, UNIT);
 }
 
 static void after_pinned(struct race *r)
@@ -580,8 +599,8 @@ static void contend_write(struct race *r)
 		bool was_sealed = get(&r->sealed);
 
 		page = (page + 3) % r->nr;
-		fill(buf, page * PAGE, 16);
-		verdict(r, "pwrite()", was_sealed, neg_errno(pwrite(r->fd, buf, 16, page * PAGE)));
+		fill(buf, page * UNIT, 16);
+		verdict(r, "pwrite()", was_sealed, neg_errno(pwrite(r->fd, buf, 16, page * UNIT)));
 	} while (open_end(r));
 }
 
@@ -589,13 +608,13 @@ static void contend_splice_in(struct race *r)
 {
 	do {
 		bool was_sealed = get(&r->sealed);
-		off_t off = 3 * PAGE;
+		off_t off = 3 * UNIT;
 		ssize_t ret;
 
-		fill(r->buf, off, PAGE);
-		if (write(r->pipe[1], r->buf, PAGE) != (ssize_t)PAGE)
+		fill(r->buf, off, UNIT);
+		if (write(r->pipe[1], r->buf, UNIT) != (ssize_t)UNIT)
 			break;
-		ret = neg_errno(splice(r->pipe[0], NULL, r->fd, &off, PAGE, 0));
+		ret = neg_errno(splice(r->pipe[0], NULL, r->fd, &off, UNIT, 0));
 		if (!verdict(r, "splice()", was_sealed, ret))
 			break;
 	} while (open_end(r));
@@ -606,13 +625,13 @@ static void contend_odd_fallocate(struct race *r)
 {
 	do {
 		bool was_sealed = get(&r->sealed);
-		long ret = do_fallocate(r->fd, FALLOC_FL_KEEP_SIZE, r->nr * PAGE, 3 * PAGE);
+		long ret = do_fallocate(r->fd, FALLOC_FL_KEEP_SIZE, r->nr * UNIT, 3 * UNIT);
 
 		if (ret == -EINVAL)
 			ret = -EPERM;
 		verdict(r, "fallocate() past the size", was_sealed, ret);
 		was_sealed = get(&r->sealed);
-		ret = do_fallocate(r->fd, PUNCH, r->nr * PAGE, PAGE / 2);
+		ret = do_fallocate(r->fd, PUNCH, r->nr * UNIT, UNIT / 2);
 		if (ret == -EINVAL)
 			ret = -EPERM;
 		verdict(r, "unaligned hole", was_sealed, ret);
@@ -627,7 +646,7 @@ static void contend_fallocate(struct race *r)
 	do {
 		bool private = i++ & 1;
 		size_t page = i * 7 % r->nr;
-		int err = do_fallocate(r->fd, private ? 0 : PUNCH, page * PAGE, PAGE);
+		int err = do_fallocate(r->fd, private ? 0 : PUNCH, page * UNIT, UNIT);
 
 		if (err)
 			fails(r, "fallocate(): %s", strerror(-err));
@@ -635,7 +654,7 @@ static void contend_fallocate(struct race *r)
 			fails(r, "%ld pages after %s of one", blocks_pages(r->fd),
 			      private ? "allocation" : "punch");
 		if (!private)
-			err = do_fallocate(r->fd, 0, page * PAGE, PAGE);
+			err = do_fallocate(r->fd, 0, page * UNIT, UNIT);
 	} while (open_end(r));
 }
 
@@ -645,9 +664,9 @@ static void contend_truncate(struct race *r)
 
 	do {
 		bool was_sealed = get(&r->sealed);
-		off_t size = ++i & 1 ? r->nr * PAGE - 100 : r->nr * PAGE;
+		off_t size = ++i & 1 ? r->nr * UNIT - 100 : r->nr * UNIT;
 
-		verdict(r, "ftruncate()", was_sealed && size % PAGE, do_ftruncate(r->fd, size));
+		verdict(r, "ftruncate()", was_sealed && size % UNIT, do_ftruncate(r->fd, size));
 	} while (open_end(r));
 }
 
@@ -655,7 +674,7 @@ static void after_truncate(struct race *r)
 {
 	off_t size = file_size(r->fd);
 
-	if (!r->seal && size != (off_t)(r->nr * PAGE))
+	if (!r->seal && size != (off_t)(r->nr * UNIT))
 		fails(r, "sealed with a size of %lld", (long long)size);
 }
 
@@ -664,7 +683,10 @@ static void after_truncate(struct race *r)
 static void before_uffd(struct race *r)
 {
 	struct uffdio_api api = {
-		.api = UFFD_API, .features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM,
+		.api = UFFD_API,
+		.features = ON_HUGETLBFS ?
+			UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_HUGETLBFS :
+			UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM,
 	};
 
 	r->uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
@@ -682,13 +704,13 @@ static void *map_for_uffd(struct race *r, int flags, int mode)
 	struct uffdio_register reg = { .mode = mode };
 	void *p;
 
-	p = mmap(NULL, r->nr * PAGE, PROT_READ | PROT_WRITE, flags, r->fd, 0);
+	p = mmap(NULL, r->nr * UNIT, PROT_READ | PROT_WRITE, flags, r->fd, 0);
 	if (p == MAP_FAILED) {
 		verdict(r, "mmap()", false, -errno);
 		return NULL;
 	}
 	reg.range.start = (uintptr_t)p;
-	reg.range.len = r->nr * PAGE;
+	reg.range.len = r->nr * UNIT;
 	if (ioctl(r->uffd, UFFDIO_REGISTER, &reg))
 		fails(r, "UFFDIO_REGISTER: %s", strerror(errno));
 	return p;
@@ -705,7 +727,7 @@ static bool unmap_offered(struct race *r)
 	unsigned char *p = __atomic_exchange_n(&r->map, NULL, __ATOMIC_ACQ_REL);
 
 	if (p)
-		munmap(p, r->nr * PAGE);
+		munmap(p, r->nr * UNIT);
 	return p;
 }
 
@@ -722,7 +744,7 @@ static void assist_unmap(struct race *r)
 static void contend_uffd_continue(struct race *r)
 {
 	do {
-		struct uffdio_continue cont = { .range.len = PAGE };
+		struct uffdio_continue cont = { .range.len = UNIT };
 		unsigned char *p = map_for_uffd(r, MAP_PRIVATE, UFFDIO_REGISTER_MODE_MINOR);
 		size_t page;
 
@@ -730,7 +752,7 @@ static void contend_uffd_continue(struct race *r)
 			break;
 		offer(r, p);
 		for (page = 0; page < r->nr; page++) {
-			cont.range.start = (uintptr_t)p + page * PAGE;
+			cont.range.start = (uintptr_t)p + page * UNIT;
 			if (ioctl(r->uffd, UFFDIO_CONTINUE, &cont))
 				break;
 		}
@@ -747,7 +769,7 @@ static void contend_uffd_continue_keep(struct race *r)
 	if (!r->map)
 		return;
 	cont.range.start = (uintptr_t)r->map;
-	cont.range.len = r->nr * PAGE;
+	cont.range.len = r->nr * UNIT;
 	if (ioctl(r->uffd, UFFDIO_CONTINUE, &cont))
 		fails(r, "UFFDIO_CONTINUE: %s", strerror(errno));
 	else
@@ -772,8 +794,8 @@ static void contend_uffd_copy(struct race *r)
 		/* Only the holes take it. */
 		for (page = 3; page < r->nr; page += 4) {
 			struct uffdio_copy copy = {
-				.dst = (uintptr_t)p + page * PAGE, .src = (uintptr_t)r->buf,
-				.len = PAGE,
+				.dst = (uintptr_t)p + page * UNIT, .src = (uintptr_t)r->buf,
+				.len = UNIT,
 			};
 
 			if (ioctl(r->uffd, UFFDIO_COPY, &copy))
@@ -829,6 +851,7 @@ static void after_seal_write(struct race *r)
 FIXTURE(race)
 {
 	struct race r;
+	long huge_free, huge_reserved;
 };
 
 FIXTURE_VARIANT(race)
@@ -900,29 +923,29 @@ FIXTURE_VARIANT_ADD(race, faults)
 
 FIXTURE_VARIANT_ADD(race, read)
 {
-	.s = { .nr = MANY, .contend = contend_read },
+	.s = { .many = true, .contend = contend_read },
 };
 
 FIXTURE_VARIANT_ADD(race, read_until_sealed)
 {
-	.s = { .nr = MANY, .contend = contend_read, .until_sealed = true },
+	.s = { .many = true, .contend = contend_read, .until_sealed = true },
 };
 
 FIXTURE_VARIANT_ADD(race, read_reopened)
 {
-	.s = { .nr = MANY, .contend = contend_read_reopened, .until_sealed = true },
+	.s = { .many = true, .contend = contend_read_reopened, .until_sealed = true },
 };
 
 FIXTURE_VARIANT_ADD(race, read_holes)
 {
-	.s = { .nr = MANY, .contend = contend_read, .until_sealed = true, .holes = true },
+	.s = { .many = true, .contend = contend_read, .until_sealed = true, .holes = true },
 };
 
 FIXTURE_VARIANT_ADD(race, splice)
 {
 	.s = {
 		.before = before_pipe, .contend = contend_splice, .after = after_pipe,
-		.until_sealed = true,
+		.until_sealed = true, .of_shmem = true,
 	},
 };
 
@@ -930,7 +953,7 @@ FIXTURE_VARIANT_ADD(race, splice_holes)
 {
 	.s = {
 		.before = before_pipe, .contend = contend_splice, .after = after_pipe,
-		.until_sealed = true, .holes = true,
+		.until_sealed = true, .holes = true, .of_shmem = true,
 	},
 };
 
@@ -949,14 +972,14 @@ FIXTURE_VARIANT_ADD(race, register_buffer)
 
 FIXTURE_VARIANT_ADD(race, write)
 {
-	.s = { .contend = contend_write, .until_sealed = true, .holes = true },
+	.s = { .contend = contend_write, .until_sealed = true, .holes = true, .of_shmem = true },
 };
 
 FIXTURE_VARIANT_ADD(race, splice_in)
 {
 	.s = {
 		.before = before_pipe, .contend = contend_splice_in, .after = after_pipe,
-		.until_sealed = true, .holes = true,
+		.until_sealed = true, .holes = true, .of_shmem = true,
 	},
 };
 
@@ -974,7 +997,7 @@ FIXTURE_VARIANT_ADD(race, truncate)
 {
 	.s = {
 		.contend = contend_truncate, .after = after_truncate, .until_sealed = true,
-		.converts = true,
+		.converts = true, .of_shmem = true,
 	},
 };
 
@@ -998,7 +1021,7 @@ FIXTURE_VARIANT_ADD(race, pinned_splice)
 {
 	.s = {
 		.before = before_pinned, .contend = contend_splice, .after = after_pinned,
-		.never = true, .tries = 1,
+		.never = true, .tries = 1, .of_shmem = true,
 	},
 };
 
@@ -1006,7 +1029,7 @@ FIXTURE_VARIANT_ADD(race, pinned_write)
 {
 	.s = {
 		.before = before_pinned, .contend = contend_write, .after = after_pinned,
-		.never = true, .tries = 1, .holes = true,
+		.never = true, .tries = 1, .holes = true, .of_shmem = true,
 	},
 };
 
@@ -1038,7 +1061,7 @@ FIXTURE_VARIANT_ADD(race, collapse)
 {
 	.s = {
 		.contend = contend_collapse, .assist = assist_unmap, .until_sealed = true,
-		.sparse = true, .nr = HUGE_NR,
+		.sparse = true, .huge = true, .of_shmem = true,
 	},
 };
 
@@ -1054,6 +1077,8 @@ FIXTURE_SETUP(race)
 
 	if (lacking)
 		SKIP(return, "%s", lacking);
+	if (ON_HUGETLBFS && variant->s.of_shmem)
+		SKIP(return, OF_SHMEM);
 	if (variant->s.before == before_uffd) {
 		before_uffd(r);
 		if (r->failure[0])
@@ -1063,9 +1088,11 @@ FIXTURE_SETUP(race)
 	if (variant->s.contend == contend_register_buffer && uring_open(&r->ring))
 		SKIP(return, "io_uring (CONFIG_IO_URING)");
 
+	self->huge_free = meminfo_kb("HugePages_Free");
+	self->huge_reserved = meminfo_kb("HugePages_Rsvd");
 	r->s = &variant->s;
-	r->nr = variant->s.nr ? variant->s.nr : NR;
-	r->buf = malloc(r->nr * PAGE);
+	r->nr = variant->s.huge ? HUGE_NR : variant->s.many ? MANY : NR;
+	r->buf = malloc(r->nr * UNIT);
 	r->model = malloc(r->nr);
 	r->snapshot = malloc(r->nr);
 	ASSERT_NE(NULL, r->buf);
@@ -1090,6 +1117,9 @@ FIXTURE_TEARDOWN(race)
 	pthread_join(r->contender, NULL);
 	if (variant->s.assist)
 		pthread_join(r->assistant, NULL);
+	/* Mappings that have been undone have reserved nothing, either. */
+	EXPECT_EQ(self->huge_free, meminfo_kb("HugePages_Free"));
+	EXPECT_EQ(self->huge_reserved, meminfo_kb("HugePages_Rsvd"));
 	if (variant->s.contend == contend_register_buffer)
 		uring_close(&r->ring);
 	free(r->buf);
@@ -1099,15 +1129,15 @@ FIXTURE_TEARDOWN(race)
 
 static int file_for_race(struct race *r)
 {
-	int fd = mfd_ordinary(0, r->nr * PAGE);
+	int fd = mfd_ordinary(0, r->nr * UNIT);
 	size_t i;
 
 	for (i = 0; fd >= 0 && i < r->nr; i++) {
-		unsigned char byte = fill_byte(i * PAGE);
+		unsigned char byte = fill_byte(i * UNIT);
 
 		r->model[i] = r->s->sparse ? i % 64 == 0 : !r->s->holes || i % 4 != 3;
 		/* One byte of each page is all that is looked at. */
-		if (r->model[i] && pwrite(fd, &byte, 1, i * PAGE) != 1)
+		if (r->model[i] && mfd_put(fd, &byte, 1, i * UNIT))
 			fails(r, "cannot write page %zu", i);
 	}
 	return fd;
@@ -1119,7 +1149,7 @@ static void read_map(struct race *r, unsigned char *map)
 	size_t i;
 
 	for (i = 0; i < r->nr; i++)
-		map[i] = lseek(r->fd, i * PAGE, SEEK_DATA) == (off_t)(i * PAGE);
+		map[i] = lseek(r->fd, i * UNIT, SEEK_DATA) == (off_t)(i * UNIT);
 }
 
 /*
@@ -1134,8 +1164,8 @@ static void renew_pages(struct race *r)
 	for (i = r->nr; i-- > 0 && done < NR;) {
 		if (!r->snapshot[i])
 			continue;
-		if (do_fallocate(r->fd, PUNCH, i * PAGE, PAGE) ||
-		    do_fallocate(r->fd, 0, i * PAGE, PAGE))
+		if (do_fallocate(r->fd, PUNCH, i * UNIT, UNIT) ||
+		    do_fallocate(r->fd, 0, i * UNIT, UNIT))
 			fails(r, "the sealed file can't be converted");
 		done++;
 	}
@@ -1250,4 +1280,4 @@ TEST_F_TIMEOUT(race, seal, 300)
 	}
 }
 
-TEST_HARNESS_MAIN
+STORE_HARNESS_MAIN

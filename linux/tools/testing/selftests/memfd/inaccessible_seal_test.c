@@ -3,6 +3,8 @@
  * Memfds that are filled first and sealed then, with F_SEAL_INACCESSIBLE: what
  * becomes of the content, when the seal is refused, and that a refusal changes
  * nothing. The races of sealing are the subject of inaccessible_race_test.
+ *
+ * What is called a page here is one of the store: a huge page on hugetlbfs.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -27,7 +29,7 @@
 #include "inaccessible_common.h"
 
 #define NR	8
-#define SIZE	(NR * PAGE)
+#define SIZE	(NR * UNIT)
 
 #define SEALS	(F_SEAL_INACCESSIBLE | F_SEAL_EXEC)
 
@@ -69,14 +71,15 @@ static void __is_sealed(struct __test_metadata *_metadata, int fd, const unsigne
 	EXPECT_EQ(EPERM, errno);
 	EXPECT_EQ('x', byte);
 	EXPECT_EQ(-1, pwrite(fd, &byte, 1, 0));
+	/* Which hugetlbfs never could do, and says so. */
+	EXPECT_TRUE(errno == EPERM || (ON_HUGETLBFS && errno == EINVAL));
+	EXPECT_EQ(MAP_FAILED, mmap(NULL, UNIT, PROT_READ, MAP_PRIVATE, fd, 0));
 	EXPECT_EQ(EPERM, errno);
-	EXPECT_EQ(MAP_FAILED, mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE, fd, 0));
-	EXPECT_EQ(EPERM, errno);
-	EXPECT_EQ(MAP_FAILED, mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+	EXPECT_EQ(MAP_FAILED, mmap(NULL, UNIT, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
 	EXPECT_EQ(EPERM, errno);
 	ASSERT_EQ(0, fstat(fd, &st));
 	EXPECT_EQ(0, st.st_mode & 0111);
-	EXPECT_EQ((off_t)(nr * PAGE), st.st_size);
+	EXPECT_EQ((off_t)(nr * UNIT), st.st_size);
 	EXPECT_FALSE(model_differs(fd, model, nr));
 }
 
@@ -90,17 +93,17 @@ static void is_open(struct __test_metadata *_metadata, int fd, struct file_state
 
 	EXPECT_FALSE(file_state_changed(fd, before));
 	file_state_get(fd, before);
-	EXPECT_EQ((ssize_t)sizeof(buf), pread(fd, buf, sizeof(buf), 5 * PAGE));
-	EXPECT_EQ(-1, fill_mismatch(buf, 5 * PAGE, sizeof(buf)));
-	EXPECT_EQ((ssize_t)sizeof(buf), pwrite(fd, buf, sizeof(buf), 5 * PAGE));
-	p = mmap(NULL, PAGE, PROT_READ, MAP_SHARED, fd, 6 * PAGE);
+	EXPECT_EQ((ssize_t)sizeof(buf), pread(fd, buf, sizeof(buf), 5 * UNIT));
+	EXPECT_EQ(-1, fill_mismatch(buf, 5 * UNIT, sizeof(buf)));
+	EXPECT_EQ(0, mfd_put(fd, buf, sizeof(buf), 5 * UNIT));
+	p = mmap(NULL, UNIT, PROT_READ, MAP_SHARED, fd, 6 * UNIT);
 	ASSERT_NE(MAP_FAILED, p);
-	EXPECT_EQ(-1, fill_mismatch(p, 6 * PAGE, PAGE));
-	munmap(p, PAGE);
-	p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 6 * PAGE);
+	EXPECT_EQ(-1, fill_mismatch(p, 6 * UNIT, UNIT));
+	munmap(p, UNIT);
+	p = mmap(NULL, UNIT, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 6 * UNIT);
 	ASSERT_NE(MAP_FAILED, p);
-	EXPECT_EQ(-1, fill_mismatch(p, 6 * PAGE, PAGE));
-	munmap(p, PAGE);
+	EXPECT_EQ(-1, fill_mismatch(p, 6 * UNIT, UNIT));
+	munmap(p, UNIT);
 }
 
 /* ---- what is sealed ---- */
@@ -133,7 +136,7 @@ TEST_F(late, content_stays_in_place)
 	p = mmap(NULL, SIZE, PROT_READ, MAP_SHARED | MAP_POPULATE, self->fd, 0);
 	ASSERT_NE(MAP_FAILED, p);
 	for (i = 0; i < NR; i++)
-		pfn[i] = pfn_of(p + i * PAGE);
+		pfn[i] = pfn_of(p + i * UNIT);
 	munmap(p, SIZE);
 	if (!pfn[0])
 		SKIP(return, "/proc/self/pagemap (CONFIG_PROC_PAGE_MONITOR)");
@@ -143,21 +146,21 @@ TEST_F(late, content_stays_in_place)
 	ASSERT_EQ(0, late_seal(self->fd));
 	for (i = 0; i < NR; i++) {
 		ASSERT_EQ(0, kcore_read(kcore, pfn[i], buf));
-		EXPECT_EQ(-1, fill_mismatch(buf, i * PAGE, PAGE))
+		EXPECT_EQ(-1, fill_mismatch(buf, i * UNIT, PAGE))
 			TH_LOG("page %u", i);
 	}
 	/* Allocating what is there does nothing to it. */
 	ASSERT_EQ(0, do_fallocate(self->fd, 0, 0, SIZE));
-	ASSERT_EQ(0, do_fallocate(self->fd, PUNCH, 3 * PAGE, PAGE));
-	ASSERT_EQ(0, do_fallocate(self->fd, FALLOC_FL_KEEP_SIZE, 2 * PAGE, 3 * PAGE));
+	ASSERT_EQ(0, do_fallocate(self->fd, PUNCH, 3 * UNIT, UNIT));
+	ASSERT_EQ(0, do_fallocate(self->fd, FALLOC_FL_KEEP_SIZE, 2 * UNIT, 3 * UNIT));
 	/* Nor does an attempt to write. */
 	memset(buf, 0, PAGE);
-	EXPECT_EQ(-1, pwrite(self->fd, buf, PAGE, PAGE));
+	EXPECT_EQ(-1, pwrite(self->fd, buf, PAGE, UNIT));
 	for (i = 0; i < NR; i++) {
 		if (i == 3)
 			continue;
 		ASSERT_EQ(0, kcore_read(kcore, pfn[i], buf));
-		EXPECT_EQ(-1, fill_mismatch(buf, i * PAGE, PAGE))
+		EXPECT_EQ(-1, fill_mismatch(buf, i * UNIT, PAGE))
 			TH_LOG("page %u", i);
 	}
 	is_sealed(self->fd, self->model, NR);
@@ -166,10 +169,10 @@ TEST_F(late, content_stays_in_place)
 
 TEST_F(late, holes_stay_holes)
 {
-	ASSERT_EQ(0, do_fallocate(self->fd, PUNCH, PAGE, 2 * PAGE));
-	ASSERT_EQ(0, do_fallocate(self->fd, PUNCH, (NR - 1) * PAGE, PAGE));
+	ASSERT_EQ(0, do_fallocate(self->fd, PUNCH, UNIT, 2 * UNIT));
+	ASSERT_EQ(0, do_fallocate(self->fd, PUNCH, (NR - 1) * UNIT, UNIT));
 	/* This one is allocated, though never written: private, then. */
-	ASSERT_EQ(0, do_fallocate(self->fd, 0, PAGE, PAGE));
+	ASSERT_EQ(0, do_fallocate(self->fd, 0, UNIT, UNIT));
 	self->model[2] = 0;
 	self->model[NR - 1] = 0;
 	ASSERT_EQ(0, late_seal(self->fd));
@@ -196,24 +199,24 @@ TEST_F(late, rules_after)
 {
 	ASSERT_EQ(0, late_seal(self->fd));
 	EXPECT_EQ(-EPERM, do_ftruncate(self->fd, 0));
-	EXPECT_EQ(-EPERM, do_ftruncate(self->fd, SIZE - PAGE));
-	EXPECT_EQ(-EPERM, do_ftruncate(self->fd, SIZE + PAGE));
+	EXPECT_EQ(-EPERM, do_ftruncate(self->fd, SIZE - UNIT));
+	EXPECT_EQ(-EPERM, do_ftruncate(self->fd, SIZE + UNIT));
 	EXPECT_EQ(0, do_ftruncate(self->fd, SIZE));
 	EXPECT_EQ(-EPERM, mfd_reopen(self->fd, O_RDWR | O_TRUNC));
 	EXPECT_EQ(-EINVAL, do_fallocate(self->fd, PUNCH, 0, 1));
-	EXPECT_EQ(-EINVAL, do_fallocate(self->fd, PUNCH, PAGE / 2, PAGE));
-	EXPECT_EQ(-EINVAL, do_fallocate(self->fd, PUNCH, SIZE, PAGE));
-	EXPECT_EQ(-EINVAL, do_fallocate(self->fd, 0, SIZE - PAGE, 2 * PAGE));
-	EXPECT_EQ(-EINVAL, do_fallocate(self->fd, FALLOC_FL_KEEP_SIZE, SIZE, PAGE));
-	EXPECT_EQ(-EOPNOTSUPP, do_fallocate(self->fd, FALLOC_FL_ZERO_RANGE, 0, PAGE));
+	EXPECT_EQ(-EINVAL, do_fallocate(self->fd, PUNCH, UNIT / 2, UNIT));
+	EXPECT_EQ(-EINVAL, do_fallocate(self->fd, PUNCH, SIZE, UNIT));
+	EXPECT_EQ(-EINVAL, do_fallocate(self->fd, 0, SIZE - UNIT, 2 * UNIT));
+	EXPECT_EQ(-EINVAL, do_fallocate(self->fd, FALLOC_FL_KEEP_SIZE, SIZE, UNIT));
+	EXPECT_EQ(-EOPNOTSUPP, do_fallocate(self->fd, FALLOC_FL_ZERO_RANGE, 0, UNIT));
 	EXPECT_EQ(-1, fchmod(self->fd, 0700));
 	EXPECT_EQ(EPERM, errno);
 	is_sealed(self->fd, self->model, NR);
 
-	EXPECT_EQ(0, do_fallocate(self->fd, PUNCH, 2 * PAGE, 3 * PAGE));
+	EXPECT_EQ(0, do_fallocate(self->fd, PUNCH, 2 * UNIT, 3 * UNIT));
 	model_set(self->model, 2, 3, 0);
 	is_sealed(self->fd, self->model, NR);
-	EXPECT_EQ(0, do_fallocate(self->fd, 0, 3 * PAGE, PAGE));
+	EXPECT_EQ(0, do_fallocate(self->fd, 0, 3 * UNIT, UNIT));
 	self->model[3] = 1;
 	is_sealed(self->fd, self->model, NR);
 	EXPECT_EQ(0, do_fallocate(self->fd, PUNCH, 0, SIZE));
@@ -231,9 +234,9 @@ TEST_F(late, descriptors_from_before)
 	ASSERT_EQ(0, late_seal(self->fd));
 	EXPECT_EQ(-1, pread(ro, &byte, 1, 0));
 	EXPECT_EQ(EPERM, errno);
-	EXPECT_EQ(MAP_FAILED, mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE, ro, 0));
+	EXPECT_EQ(MAP_FAILED, mmap(NULL, UNIT, PROT_READ, MAP_PRIVATE, ro, 0));
 	EXPECT_EQ(EPERM, errno);
-	EXPECT_EQ(-EBADF, do_fallocate(ro, PUNCH, 0, PAGE));
+	EXPECT_EQ(-EBADF, do_fallocate(ro, PUNCH, 0, UNIT));
 	is_sealed(rw, self->model, NR);
 	is_sealed(self->fd, self->model, NR);
 	close(ro);
@@ -245,22 +248,26 @@ TEST_F(late, loop_device_from_before)
 {
 	unsigned char *buf = aligned_alloc(PAGE, PAGE);
 	char dev[32];
-	int loop, direct;
+	int loop, direct, backing = dup(self->fd);
 
-	loop = loop_attach(self->fd, dev, sizeof(dev));
+	/* Files that can't be written to make a read-only device. */
+	if (ON_HUGETLBFS)
+		dup2(mfd_reopen(self->fd, O_RDONLY), backing);
+	loop = loop_attach(backing, dev, sizeof(dev));
+	close(backing);
 	if (loop < 0)
 		SKIP(return, "loop devices (CONFIG_BLK_DEV_LOOP)");
-	direct = open(dev, O_RDWR | O_DIRECT);
+	direct = open(dev, (ON_HUGETLBFS ? O_RDONLY : O_RDWR) | O_DIRECT);
 	ASSERT_LE(0, direct);
-	ASSERT_EQ((ssize_t)PAGE, pread(direct, buf, PAGE, PAGE));
-	EXPECT_EQ(-1, fill_mismatch(buf, PAGE, PAGE));
+	ASSERT_EQ((ssize_t)PAGE, pread(direct, buf, PAGE, UNIT));
+	EXPECT_EQ(-1, fill_mismatch(buf, UNIT, PAGE));
 	ASSERT_EQ(0, late_seal(self->fd));
 	memset(buf, 0xaa, PAGE);
-	EXPECT_EQ(-1, pread(direct, buf, PAGE, PAGE));
+	EXPECT_EQ(-1, pread(direct, buf, PAGE, UNIT));
 	EXPECT_EQ(EIO, errno);
 	EXPECT_EQ(0xaa, buf[0]);
-	EXPECT_EQ(-1, pwrite(direct, buf, PAGE, PAGE));
-	EXPECT_EQ(EIO, errno);
+	EXPECT_EQ(-1, pwrite(direct, buf, PAGE, UNIT));
+	EXPECT_EQ(ON_HUGETLBFS ? EBADF : EIO, errno);
 	is_sealed(self->fd, self->model, NR);
 	close(direct);
 	ioctl(loop, LOOP_CLR_FD, 0);
@@ -295,7 +302,7 @@ TEST_F(late, born_sealed)
 
 TEST_F(late, pages_past_the_size)
 {
-	ASSERT_EQ(0, do_fallocate(self->fd, FALLOC_FL_KEEP_SIZE, SIZE, 20 * PAGE));
+	ASSERT_EQ(0, do_fallocate(self->fd, FALLOC_FL_KEEP_SIZE, SIZE, 20 * UNIT));
 	ASSERT_EQ(NR + 20, blocks_pages(self->fd));
 	ASSERT_EQ(0, late_seal(self->fd));
 	is_sealed(self->fd, self->model, NR);
@@ -307,6 +314,8 @@ TEST_F(late, huge_page_across_the_size)
 {
 	int fd;
 
+	if (ON_HUGETLBFS)
+		SKIP(return, OF_SHMEM);
 	if (knob_set(SHMEM_ENABLED, "always"))
 		SKIP(return, SHMEM_ENABLED " (CONFIG_TRANSPARENT_HUGEPAGE)");
 	fd = mfd_ordinary(0, SIZE);
@@ -348,13 +357,13 @@ TEST_F(late, clean_pages)
 /* The frame behind a page of the file, as long as it can be mapped */
 static uint64_t pfn_of_page(int fd, size_t page)
 {
-	char *p = mmap(NULL, PAGE, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, page * PAGE);
+	char *p = mmap(NULL, UNIT, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, page * UNIT);
 	uint64_t pfn;
 
 	if (p == MAP_FAILED)
 		return 0;
 	pfn = pfn_of(p);
-	munmap(p, PAGE);
+	munmap(p, UNIT);
 	return pfn;
 }
 
@@ -396,10 +405,10 @@ TEST_F(late, memory_failure)
 	is_sealed(self->fd, self->model, NR);
 	EXPECT_EQ(0, do_fallocate(self->fd, 0, 0, SIZE));
 	is_sealed(self->fd, self->model, NR);
-	EXPECT_EQ(0, do_fallocate(self->fd, PUNCH, 3 * PAGE, PAGE));
+	EXPECT_EQ(0, do_fallocate(self->fd, PUNCH, 3 * UNIT, UNIT));
 	self->model[3] = 0;
 	is_sealed(self->fd, self->model, NR);
-	EXPECT_EQ(0, do_fallocate(self->fd, 0, 3 * PAGE, PAGE));
+	EXPECT_EQ(0, do_fallocate(self->fd, 0, 3 * UNIT, UNIT));
 	self->model[3] = 1;
 	is_sealed(self->fd, self->model, NR);
 }
@@ -411,6 +420,8 @@ TEST_F(late, memory_failure_in_huge_page)
 	uint64_t pfn;
 	int fd;
 
+	if (ON_HUGETLBFS)
+		SKIP(return, OF_SHMEM);
 	if (knob_set(SHMEM_ENABLED, "always"))
 		SKIP(return, SHMEM_ENABLED " (CONFIG_TRANSPARENT_HUGEPAGE)");
 	fd = mfd_filled(0, nr * PAGE);
@@ -441,6 +452,8 @@ TEST_F(late, swapped_out_pages)
 	int *fds, status, i;
 	pid_t pid;
 
+	if (ON_HUGETLBFS)
+		SKIP(return, OF_SHMEM);
 	lacking = memcg_create(&cg);
 	if (!lacking)
 		lacking = swap_on(&sw, 16 << 20);
@@ -493,6 +506,8 @@ TEST_F(late, conversions_in_huge_pages)
 	unsigned int round;
 	int fd;
 
+	if (ON_HUGETLBFS)
+		SKIP(return, OF_SHMEM);
 	if (knob_set(SHMEM_ENABLED, "always"))
 		SKIP(return, SHMEM_ENABLED " (CONFIG_TRANSPARENT_HUGEPAGE)");
 	fd = mfd_filled(0, nr * PAGE);
@@ -524,7 +539,7 @@ TEST_F(late, together_with_other_seals)
 	ASSERT_EQ(0, do_add_seals(self->fd, F_SEAL_INACCESSIBLE | more));
 	__is_sealed(_metadata, self->fd, self->model, NR, SEALS | more);
 	EXPECT_EQ(-EPERM, do_add_seals(self->fd, 0));
-	EXPECT_EQ(0, do_fallocate(self->fd, PUNCH, 0, PAGE));
+	EXPECT_EQ(0, do_fallocate(self->fd, PUNCH, 0, UNIT));
 }
 
 TEST_F(late, after_other_seals)
@@ -536,7 +551,7 @@ TEST_F(late, after_other_seals)
 
 TEST_F(late, executable_file)
 {
-	int fd = mfd_ordinary(MFD_EXEC, PAGE);
+	int fd = mfd_ordinary(MFD_EXEC, UNIT);
 	struct stat st;
 	char *p;
 
@@ -544,10 +559,10 @@ TEST_F(late, executable_file)
 	ASSERT_EQ(0, fstat(fd, &st));
 	ASSERT_EQ(0111, st.st_mode & 0111);
 	/* A refusal leaves the bits alone. */
-	p = mmap(NULL, PAGE, PROT_READ, MAP_SHARED, fd, 0);
+	p = mmap(NULL, UNIT, PROT_READ, MAP_SHARED, fd, 0);
 	ASSERT_NE(MAP_FAILED, p);
 	EXPECT_EQ(-EBUSY, late_seal(fd));
-	munmap(p, PAGE);
+	munmap(p, UNIT);
 	ASSERT_EQ(0, fstat(fd, &st));
 	EXPECT_EQ(0111, st.st_mode & 0111);
 	EXPECT_EQ(0, fcntl(fd, F_GET_SEALS));
@@ -559,8 +574,14 @@ TEST_F(late, executable_file)
 	EXPECT_EQ(S_IFREG | 0666, st.st_mode);
 	EXPECT_EQ(-1, fchmod(fd, 0777));
 	EXPECT_EQ(EPERM, errno);
-	EXPECT_EQ(0, do_fallocate(fd, PUNCH, 0, PAGE));
+	EXPECT_EQ(0, do_fallocate(fd, PUNCH, 0, UNIT));
 	close(fd);
+}
+
+/* hugetlbfs has such sizes only from fallocate(), which grows the file. */
+static int set_odd_size(int fd, off_t size)
+{
+	return ON_HUGETLBFS ? do_fallocate(fd, 0, 0, size) : do_ftruncate(fd, size);
 }
 
 TEST_F(late, odd_size)
@@ -571,12 +592,15 @@ TEST_F(late, odd_size)
 	int fd;
 
 	for (i = 0; i < ARRAY_SIZE(odd); i++) {
+		off_t size = SIZE + odd[i] + (ON_HUGETLBFS && odd[i] < 0 ? UNIT : 0);
+
 		fd = mfd_filled(0, SIZE);
 		ASSERT_LE(0, fd);
-		ASSERT_EQ(0, do_ftruncate(fd, SIZE + odd[i]));
+		ASSERT_EQ(0, set_odd_size(fd, size));
+		ASSERT_EQ(size, file_size(fd));
 		file_state_get(fd, &st);
 		EXPECT_EQ(-EINVAL, late_seal(fd))
-			TH_LOG("size %lld", (long long)(SIZE + odd[i]));
+			TH_LOG("size %lld", (long long)size);
 		EXPECT_EQ(-EINVAL, do_add_seals(fd, F_SEAL_INACCESSIBLE | F_SEAL_SHRINK));
 		is_open(_metadata, fd, &st);
 		ASSERT_EQ(0, do_ftruncate(fd, SIZE));
@@ -605,7 +629,7 @@ TEST_F(late, write_sealed)
 		EXPECT_EQ(-EPERM, late_seal(fd));
 		EXPECT_EQ(seals[i], fcntl(fd, F_GET_SEALS));
 		EXPECT_EQ(1, pread(fd, &byte, 1, 0));
-		EXPECT_NE(MAP_FAILED, mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE, fd, 0));
+		EXPECT_NE(MAP_FAILED, mmap(NULL, UNIT, PROT_READ, MAP_PRIVATE, fd, 0));
 		close(fd);
 	}
 }
@@ -621,9 +645,9 @@ TEST_F(late, sealed_against_seals)
 	is_open(_metadata, self->fd, &self->before);
 
 	/* Without MFD_ALLOW_SEALING that is how a memfd is born. */
-	fd = mfd_create(0);
+	fd = mfd_create(store.flags);
 	ASSERT_LE(0, fd);
-	ASSERT_EQ(0, do_ftruncate(fd, PAGE));
+	ASSERT_EQ(0, do_ftruncate(fd, UNIT));
 	file_state_get(fd, &st);
 	EXPECT_EQ(-EPERM, late_seal(fd));
 	EXPECT_FALSE(file_state_changed(fd, &st));
@@ -766,14 +790,14 @@ FIXTURE_TEARDOWN(mapped)
 static char *map_variant(struct __test_metadata *_metadata, int fd,
 			 const struct mapping *m, size_t page, size_t nr)
 {
-	char *p = mmap(NULL, nr * PAGE, m->prot, m->flags, fd, page * PAGE);
+	char *p = mmap(NULL, nr * UNIT, m->prot, m->flags, fd, page * UNIT);
 	size_t i;
 
 	ASSERT_NE(MAP_FAILED, p);
 	for (i = 0; i < nr && m->touch; i++) {
-		EXPECT_EQ(-1, fill_mismatch(p + i * PAGE, (page + i) * PAGE, 8));
+		EXPECT_EQ(-1, fill_mismatch(p + i * UNIT, (page + i) * UNIT, 8));
 		if (m->write)
-			p[i * PAGE] = fill_byte((page + i) * PAGE);
+			p[i * UNIT] = fill_byte((page + i) * UNIT);
 	}
 	return p;
 }
@@ -792,9 +816,9 @@ TEST_F(mapped, here)
 	EXPECT_EQ(-1, fill_mismatch(p, 0, SIZE));
 	is_busy(_metadata, self->fd, &self->before);
 	/* The last page of it is one too many. */
-	munmap(p, (NR - 1) * PAGE);
+	munmap(p, (NR - 1) * UNIT);
 	is_busy(_metadata, self->fd, &self->before);
-	munmap(p + (NR - 1) * PAGE, PAGE);
+	munmap(p + (NR - 1) * UNIT, UNIT);
 	EXPECT_EQ(0, late_seal(self->fd));
 	is_sealed(self->fd, self->model, NR);
 }
@@ -816,7 +840,7 @@ TEST_F(mapped, in_another_process)
 		close(p[1]);
 		_exit(read(p[0], &byte, 1));
 	}
-	munmap(map, 3 * PAGE);
+	munmap(map, 3 * UNIT);
 	close(p[0]);
 	is_busy(_metadata, self->fd, &self->before);
 	close(p[1]);
@@ -860,12 +884,12 @@ TEST_F(late, pinned_by_vmsplice)
 	int p[2];
 
 	ASSERT_EQ(0, pipe(p));
-	iov.iov_base = map + 2 * PAGE;
+	iov.iov_base = map + 2 * UNIT;
 	ASSERT_EQ((ssize_t)PAGE, vmsplice(p[1], &iov, 1, 0));
 	munmap(map, SIZE);
 	is_busy(_metadata, self->fd, &self->before);
 	EXPECT_EQ((ssize_t)sizeof(buf), read(p[0], buf, sizeof(buf)));
-	EXPECT_EQ(-1, fill_mismatch(buf, 2 * PAGE, sizeof(buf)));
+	EXPECT_EQ(-1, fill_mismatch(buf, 2 * UNIT, sizeof(buf)));
 	/* One byte in the pipe keeps the page. */
 	is_busy(_metadata, self->fd, &self->before);
 	close(p[0]);
@@ -879,6 +903,8 @@ TEST_F(late, pinned_by_splice)
 	off_t off = (NR - 1) * PAGE;
 	int p[2];
 
+	if (ON_HUGETLBFS)
+		SKIP(return, OF_SHMEM);
 	ASSERT_EQ(0, pipe(p));
 	ASSERT_EQ(1, splice(self->fd, &off, p[1], NULL, 1, 0));
 	is_busy(_metadata, self->fd, &self->before);
@@ -893,6 +919,8 @@ TEST_F(late, pinned_by_sendfile)
 	off_t off = 0;
 	int sv[2];
 
+	if (ON_HUGETLBFS)
+		SKIP(return, OF_SHMEM);
 	if (socketpair(AF_UNIX, SOCK_STREAM, 0, sv))
 		SKIP(return, "sockets (CONFIG_UNIX)");
 	ASSERT_EQ((ssize_t)PAGE, sendfile(sv[0], self->fd, &off, PAGE));
@@ -905,14 +933,14 @@ TEST_F(late, pinned_by_sendfile)
 
 TEST_F(late, pinned_by_registered_buffer)
 {
-	struct iovec iov = { NULL, 2 * PAGE };
+	struct iovec iov = { NULL, 2 * UNIT };
 	struct uring ring;
 	char *map;
 
 	if (uring_open(&ring))
 		SKIP(return, "io_uring (CONFIG_IO_URING)");
 	map = map_for_pin(_metadata, self->fd);
-	iov.iov_base = map + PAGE;
+	iov.iov_base = map + UNIT;
 	ASSERT_EQ(0, uring_register(&ring, IORING_REGISTER_BUFFERS, &iov, 1));
 	munmap(map, SIZE);
 	is_busy(_metadata, self->fd, &self->before);
@@ -1015,7 +1043,7 @@ TEST_F(late, pinned_by_direct_io)
 	if (disk < 0)
 		SKIP(return, "null_blk (CONFIG_BLK_DEV_NULL_BLK, CONFIG_CONFIGFS_FS)");
 	map = map_for_pin(_metadata, self->fd);
-	if (no_such_call(start_read(disk, &ctx, map + 3 * PAGE))) {
+	if (no_such_call(start_read(disk, &ctx, map + 3 * UNIT))) {
 		remove_slow_disk(disk);
 		SKIP(return, "asynchronous I/O (CONFIG_AIO)");
 	}
@@ -1082,9 +1110,9 @@ static const char *trap_set(struct trap *trap, size_t size)
 	trap->size = size;
 	trap->mem = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	/* Only the first page waits. */
-	memset(trap->mem + PAGE, 0xaa, size - PAGE);
+	memset(trap->mem + UNIT, 0xaa, size - UNIT);
 	reg.range.start = (uintptr_t)trap->mem;
-	reg.range.len = PAGE;
+	reg.range.len = UNIT;
 	return ioctl(trap->uffd, UFFDIO_REGISTER, &reg) ? "userfaultfd" : NULL;
 }
 
@@ -1101,7 +1129,7 @@ static bool trap_wait(struct trap *trap)
 static int trap_release(struct trap *trap, const void *content)
 {
 	struct uffdio_copy copy = {
-		.dst = (uintptr_t)trap->mem, .src = (uintptr_t)content, .len = PAGE,
+		.dst = (uintptr_t)trap->mem, .src = (uintptr_t)content, .len = UNIT,
 	};
 
 	return ioctl(trap->uffd, UFFDIO_COPY, &copy) ? -errno : 0;
@@ -1159,7 +1187,7 @@ static ssize_t call_read(struct call *call)
 static ssize_t call_readv(struct call *call)
 {
 	struct iovec iov[] = {
-		{ call->trap.mem, PAGE }, { call->trap.mem + PAGE, SIZE - PAGE },
+		{ call->trap.mem, UNIT }, { call->trap.mem + UNIT, SIZE - UNIT },
 	};
 
 	return preadv(call->fd, iov, 2, 0);
@@ -1168,7 +1196,7 @@ static ssize_t call_readv(struct call *call)
 /* A reader in the middle of copying a page has a reference to it. */
 TEST_F(late, reader_in_a_page)
 {
-	unsigned char *zeroes = calloc(1, PAGE);
+	unsigned char *zeroes = calloc(1, UNIT);
 	struct call call;
 	const char *lacking;
 
@@ -1194,21 +1222,21 @@ TEST_F(late, reader_in_a_page)
 static void reader_in_a_hole(struct __test_metadata *_metadata, int fd,
 			     ssize_t (*fn)(struct call *call))
 {
-	unsigned char *zeroes = calloc(1, PAGE), model[NR];
+	unsigned char *zeroes = calloc(1, UNIT), model[NR];
 	struct call call;
 	const char *lacking;
 	size_t i;
 
-	ASSERT_EQ(0, do_fallocate(fd, PUNCH, 0, PAGE));
+	ASSERT_EQ(0, do_fallocate(fd, PUNCH, 0, UNIT));
 	lacking = call_start(&call, fd, fn);
 	if (lacking)
 		SKIP(return, "%s", lacking);
 	ASSERT_TRUE(trap_wait(&call.trap));
 	ASSERT_EQ(0, late_seal(fd));
 	call_end(_metadata, &call, zeroes);
-	EXPECT_TRUE(call.ret == (ssize_t)PAGE || call.ret == -EPERM)
+	EXPECT_TRUE(call.ret == (ssize_t)UNIT || call.ret == -EPERM)
 		TH_LOG("read %zd bytes", call.ret);
-	for (i = PAGE; i < SIZE; i++) {
+	for (i = UNIT; i < SIZE; i++) {
 		ASSERT_EQ(0xaa, call.trap.mem[i])
 			TH_LOG("content of the sealed file at %zu", i);
 	}
@@ -1248,6 +1276,8 @@ TEST_F(late, writer_in_a_page)
 	const char *lacking;
 	void *ret;
 
+	if (ON_HUGETLBFS)
+		SKIP(return, OF_SHMEM);
 	lacking = call_start(&call, self->fd, call_write);
 	if (lacking)
 		SKIP(return, "%s", lacking);
@@ -1264,16 +1294,19 @@ TEST_F(late, writer_in_a_page)
 	free(zeroes);
 }
 
+/* Pages of the machine, as many as are pinned at once */
+#define SOME	(NR * PAGE)
+
 static ssize_t call_process_vm_readv(struct call *call)
 {
-	struct iovec here = { call->trap.mem, SIZE }, there = { call->map, SIZE };
+	struct iovec here = { call->trap.mem, SOME }, there = { call->map, SOME };
 
 	return process_vm_readv(getpid(), &here, 1, &there, 1, 0);
 }
 
 TEST_F(late, pinned_by_process_vm_readv)
 {
-	unsigned char *zeroes = calloc(1, PAGE);
+	unsigned char *zeroes = calloc(1, UNIT);
 	struct call call;
 	const char *lacking;
 
@@ -1287,8 +1320,8 @@ TEST_F(late, pinned_by_process_vm_readv)
 	munmap(call.map, SIZE);
 	is_busy(_metadata, self->fd, &self->before);
 	call_end(_metadata, &call, zeroes);
-	EXPECT_EQ((ssize_t)SIZE, call.ret);
-	EXPECT_EQ(-1, fill_mismatch(call.trap.mem, 0, SIZE));
+	EXPECT_EQ((ssize_t)SOME, call.ret);
+	EXPECT_EQ(-1, fill_mismatch(call.trap.mem, 0, SOME));
 	EXPECT_EQ(0, late_seal(self->fd));
 	trap_remove(&call.trap);
 	free(zeroes);
@@ -1297,7 +1330,7 @@ TEST_F(late, pinned_by_process_vm_readv)
 static ssize_t call_uffd_copy(struct call *call)
 {
 	struct uffdio_copy copy = {
-		.dst = (uintptr_t)call->map, .src = (uintptr_t)call->trap.mem, .len = PAGE,
+		.dst = (uintptr_t)call->map, .src = (uintptr_t)call->trap.mem, .len = UNIT,
 	};
 
 	return ioctl(call->uffd, UFFDIO_COPY, &copy);
@@ -1311,25 +1344,27 @@ TEST_F(late, uffd_copy_in_progress)
 {
 	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_MISSING_SHMEM };
 	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
-	unsigned char *zeroes = calloc(1, PAGE);
+	unsigned char *zeroes = calloc(1, UNIT);
 	struct call call;
 	const char *lacking;
 
-	ASSERT_EQ(0, do_fallocate(self->fd, PUNCH, 2 * PAGE, PAGE));
+	if (ON_HUGETLBFS)
+		api.features = UFFD_FEATURE_MISSING_HUGETLBFS;
+	ASSERT_EQ(0, do_fallocate(self->fd, PUNCH, 2 * UNIT, UNIT));
 	self->model[2] = 0;
 	call.uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
 	if (call.uffd < 0 || ioctl(call.uffd, UFFDIO_API, &api))
 		SKIP(return, "userfaultfd on shmem (CONFIG_USERFAULTFD)");
-	call.map = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, self->fd, 2 * PAGE);
+	call.map = mmap(NULL, UNIT, PROT_READ | PROT_WRITE, MAP_SHARED, self->fd, 2 * UNIT);
 	ASSERT_NE(MAP_FAILED, call.map);
 	reg.range.start = (uintptr_t)call.map;
-	reg.range.len = PAGE;
+	reg.range.len = UNIT;
 	ASSERT_EQ(0, ioctl(call.uffd, UFFDIO_REGISTER, &reg));
 	lacking = call_start(&call, self->fd, call_uffd_copy);
 	if (lacking)
 		SKIP(return, "%s", lacking);
 	ASSERT_TRUE(trap_wait(&call.trap));
-	munmap(call.map, PAGE);
+	munmap(call.map, UNIT);
 	ASSERT_EQ(0, late_seal(self->fd));
 	call_end(_metadata, &call, zeroes);
 	EXPECT_GT(0, call.ret);
@@ -1339,4 +1374,4 @@ TEST_F(late, uffd_copy_in_progress)
 	free(zeroes);
 }
 
-TEST_HARNESS_MAIN
+STORE_HARNESS_MAIN

@@ -18,9 +18,8 @@
 
 #include "private_memfd.h"
 
-#define THP_DIR			"/sys/kernel/mm/transparent_hugepage/"
-#define WINDOW_SIZE		SZ_4M
-#define WINDOW_PAGES		(WINDOW_SIZE / PAGE_SIZE)
+#define WINDOW_PAGES		nr_units(SZ_4M / PAGE_SIZE, 64, 2)
+#define WINDOW_SIZE		(WINDOW_PAGES * UNIT)
 
 #define TIMEOUT			240
 
@@ -55,16 +54,16 @@ static void window_init(struct window *w, uint64_t gpa, size_t file_size)
 /* The next slot of the window. */
 static void window_add(struct window *w, uint64_t nr_pages, void *hva, off_t offset)
 {
-	uint64_t gpa = w->gpa + w->nr_pages * PAGE_SIZE;
+	uint64_t gpa = w->gpa + w->nr_pages * UNIT;
 	uint64_t i;
 
 	TEST_ASSERT(w->nr_pages + nr_pages <= AGENT_MAX_PAGES, "The window is too large");
-	vm_add_private(w->vm, PRIVATE_SLOT + w->nr_pages, gpa, nr_pages * PAGE_SIZE,
+	vm_add_private(w->vm, PRIVATE_SLOT + w->nr_pages, gpa, nr_pages * UNIT,
 		       hva, w->fd, offset);
-	virt_map(w->vm, gpa, gpa, nr_pages);
+	virt_map_private(w->vm, gpa, nr_pages * UNIT);
 	for (i = 0; i < nr_pages; i++) {
-		w->page[w->nr_pages + i].hva = hva + i * PAGE_SIZE;
-		w->page[w->nr_pages + i].offset = offset + i * PAGE_SIZE;
+		w->page[w->nr_pages + i].hva = hva + i * UNIT;
+		w->page[w->nr_pages + i].offset = offset + i * UNIT;
 	}
 	w->nr_pages += nr_pages;
 }
@@ -85,7 +84,7 @@ static void walk(struct window *w, uint64_t first, uint64_t nr, bool write)
 {
 	uint64_t i;
 
-	agent_order(w->agent, w->gpa + first * PAGE_SIZE, nr, 0, AGENT_NOTHING);
+	agent_order(w->agent, w->gpa + first * UNIT, nr, 0, AGENT_NOTHING);
 	for (i = 0; i < nr; i++) {
 		uint64_t *value = w->page[first + i].private ? &w->page[first + i].private_value :
 							       &w->page[first + i].shared_value;
@@ -149,7 +148,7 @@ static void check_all(struct window *w)
 	check_host(w);
 	check_nr_private(w);
 
-	mapped = get_vm_stat(w->vm, "private_pages");
+	mapped = nr_private_mapped(w->vm);
 	TEST_ASSERT(mapped == w->nr_private, "%lu private pages are mapped, %lu should be",
 		    mapped, w->nr_private);
 }
@@ -176,7 +175,7 @@ static void convert_file(struct window *w, off_t offset, off_t len, bool private
 /* Pages that follow each other in the file, too. */
 static void convert(struct window *w, uint64_t first, uint64_t nr, bool private)
 {
-	convert_file(w, w->page[first].offset, nr * PAGE_SIZE, private);
+	convert_file(w, w->page[first].offset, nr * UNIT, private);
 }
 
 static void convert_all(struct window *w, bool private)
@@ -193,61 +192,10 @@ static void walk_around(struct window *w, uint64_t i, bool write)
 	walk(w, first, end - first, write);
 }
 
-static char saved_enabled[32], saved_shmem_enabled[32];
-
-/* Returns the setting, which is the word in brackets. */
-static void knob_read(const char *name, char *value, size_t size)
-{
-	char path[128], line[128] = "";
-	char *start, *end;
-	FILE *f;
-
-	snprintf(path, sizeof(path), THP_DIR "%s", name);
-	f = fopen(path, "r");
-	if (!f)
-		return;
-	if (fgets(line, sizeof(line), f)) {
-		start = strchr(line, '[');
-		end = strchr(line, ']');
-		if (start && end)
-			snprintf(value, size, "%.*s", (int)(end - start - 1), start + 1);
-	}
-	fclose(f);
-}
-
-static void knob_write(const char *name, const char *value)
-{
-	char path[128];
-	int fd;
-
-	snprintf(path, sizeof(path), THP_DIR "%s", name);
-	fd = open(path, O_WRONLY);
-	TEST_ASSERT(fd >= 0 && write(fd, value, strlen(value)) == strlen(value),
-		    "Can't write '%s' to %s: %s", value, path, strerror(errno));
-	close(fd);
-}
-
-static void huge_pages_restore(void)
-{
-	if (!saved_shmem_enabled[0])
-		return;
-	knob_write("enabled", saved_enabled);
-	knob_write("shmem_enabled", saved_shmem_enabled);
-}
-
-/* Huge pages in the shared half as it asks for them, in the private as told. */
-static bool huge_pages(const char *shmem_enabled)
-{
-	if (!saved_shmem_enabled[0])
-		return false;
-	knob_write("enabled", "madvise");
-	knob_write("shmem_enabled", shmem_enabled);
-	return true;
-}
-
 /*
  * Everything about alignment, with and without huge pages in the file.  Where
- * shmem_enabled is "advise" the file counts as advised: nobody else could.
+ * shmem_enabled is "advise" the file counts as advised: nobody else could.  It
+ * is nothing to other stores.
  */
 FIXTURE(alignment) {
 	bool huge;
@@ -279,22 +227,43 @@ FIXTURE_VARIANT_ADD(alignment, force) {
 
 FIXTURE_SETUP(alignment)
 {
-	if (!huge_pages(variant->shmem_enabled))
+	self->huge = variant->huge || backing_is_hugetlb();
+	if (backing_is_hugetlb() && variant->huge)
+		SKIP(return, "shmem_enabled says nothing about hugetlbfs");
+	if (!thp_available())
 		SKIP(return, "There is no " THP_DIR "shmem_enabled");
+	thp_set(variant->shmem_enabled);
 }
 
 FIXTURE_TEARDOWN(alignment)
 {
-	huge_pages_restore();
+	thp_set_backing();
 }
 
 static struct window window;
 
-static void assert_pages_2m(struct window *w, uint64_t expect)
+static void assert_pages(struct window *w, const char *stat, uint64_t expect)
 {
-	uint64_t nr = get_vm_stat(w->vm, "pages_2m");
+	uint64_t nr = get_vm_stat(w->vm, stat);
 
-	TEST_ASSERT(nr == expect, "%lu mappings of 2 MiB, there should be %lu", nr, expect);
+	TEST_ASSERT(nr == expect, "%s: %lu mappings, there should be %lu", stat, nr, expect);
+}
+
+/*
+ * All of an aligned window is mapped that is one half, or the other, throughout.
+ * The shared half is of 2 MiB pages, those of which that have a probe in them.
+ */
+static void assert_mapped(struct window *w, bool private, bool huge)
+{
+	uint64_t nr_2m = w->nr_pages;
+
+	if (!backing_is_hugetlb())
+		nr_2m = w->nr_pages * UNIT / SZ_2M;
+
+	if (!private && backing_is_1g())
+		nr_2m *= NR_PROBES;
+	assert_pages(w, "pages_2m", huge && !(private && backing_is_1g()) ? nr_2m : 0);
+	assert_pages(w, "pages_1g", private && backing_is_1g() ? w->nr_pages : 0);
 }
 
 /* Each page of a window to the other half and back, and nothing but it. */
@@ -310,7 +279,7 @@ TEST_F_TIMEOUT(alignment, every_page, TIMEOUT)
 	/* Out of huge pages of the shared half. */
 	host_write(w, 0, w->nr_pages);
 	walk_all(w, true);
-	assert_pages_2m(w, 2);
+	assert_mapped(w, false, true);
 	for (i = 0; i < w->nr_pages; i += stride) {
 		convert(w, i, 1, true);
 		walk_around(w, i, true);
@@ -327,7 +296,7 @@ TEST_F_TIMEOUT(alignment, every_page, TIMEOUT)
 	/* Out of those of the private half. */
 	convert_all(w, true);
 	walk_all(w, true);
-	assert_pages_2m(w, variant->huge ? 2 : 0);
+	assert_mapped(w, true, self->huge);
 	for (i = 0; i < w->nr_pages; i += stride) {
 		convert(w, i, 1, false);
 		walk_around(w, i, true);
@@ -347,7 +316,7 @@ TEST_F_TIMEOUT(alignment, every_page, TIMEOUT)
 TEST_F_TIMEOUT(alignment, ranges, TIMEOUT)
 {
 	static const uint64_t firsts[] = { 0, 1, 17, 511, 512, 513 };
-	static const uint64_t sizes[] = { 1, 2, 17, 511, 512, 513, 1024 };
+	static const uint64_t sizes[] = { 1, 2, 17, 64, 511, 512, 513, 1024 };
 	struct window *w = &window;
 	uint64_t first, nr;
 	int i, j;
@@ -417,23 +386,22 @@ TEST_F_TIMEOUT(alignment, checkerboard, TIMEOUT)
 }
 
 FIXTURE(conversion) {
-	bool huge;
 };
 
 FIXTURE_SETUP(conversion)
 {
-	self->huge = huge_pages("force");
 }
 
 FIXTURE_TEARDOWN(conversion)
 {
-	huge_pages_restore();
 }
 
 /* Private memory is zero at first, and keeps its content after that. */
 TEST_F_TIMEOUT(conversion, zero_and_keep, TIMEOUT)
 {
 	struct window *w = &window;
+	uint64_t first = WINDOW_PAGES / 10;
+	uint64_t nr = max(1ul, WINDOW_PAGES * 7 / 10);
 	uint64_t faults, mapped, i;
 
 	window_init(w, PRIVATE_GPA, WINDOW_SIZE);
@@ -451,14 +419,14 @@ TEST_F_TIMEOUT(conversion, zero_and_keep, TIMEOUT)
 	}
 
 	/* Some pages are private already: these are left alone, and mapped. */
-	convert(w, 100, 700, true);
+	convert(w, first, nr, true);
 	walk_all(w, true);
 	faults = get_vm_stat(w->vm, "private_faults");
 	mapped = get_vm_stat(w->vm, "private_pages");
 	TEST_ASSERT(faults, "Nothing was private");
 
-	convert(w, 100, 700, true);
-	convert(w, 300, 1, true);
+	convert(w, first, nr, true);
+	convert(w, first + nr / 3, 1, true);
 	walk_all(w, true);
 	TEST_ASSERT_EQ(get_vm_stat(w->vm, "private_faults"), faults);
 	TEST_ASSERT_EQ(get_vm_stat(w->vm, "private_pages"), mapped);
@@ -468,15 +436,13 @@ TEST_F_TIMEOUT(conversion, zero_and_keep, TIMEOUT)
 	window_free(w);
 }
 
-#define WHOLE_WORDS	((uint64_t)SZ_64K / sizeof(uint64_t))
-
-static void zero_code(void)
+static void zero_code(uint64_t nr_words, uint64_t step)
 {
 	uint64_t *p = (void *)PRIVATE_GPA;
 	uint64_t i, value;
 
 	for (;;) {
-		for (i = 0; i < WHOLE_WORDS; i++) {
+		for (i = 0; i < nr_words; i += step) {
 			value = READ_ONCE(p[i]);
 			__GUEST_ASSERT(!value, "Word %lu: %#lx", i, value);
 			WRITE_ONCE(p[i], ~i);
@@ -485,32 +451,39 @@ static void zero_code(void)
 	}
 }
 
-/* Not only the words that the other tests look at. */
-TEST_F(conversion, every_word)
+/*
+ * Not only the words that the other tests look at.  Of 1 GiB, these are words
+ * in each of its pages, never the same twice.
+ */
+TEST_F_TIMEOUT(conversion, every_word, TIMEOUT)
 {
+	const uint64_t size = nr_units(16, 1, 1) * UNIT, nr_words = size / sizeof(uint64_t);
+	const uint64_t step = nr_units(1, 1, PAGE_SIZE / sizeof(uint64_t) - 1);
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm = vm_create_private(1, zero_code, &vcpu);
-	uint64_t *hva = map_shared_half(SZ_64K);
-	int fd = private_memfd(SZ_64K);
+	uint64_t *hva = map_shared_half(size);
+	int fd = private_memfd(size);
 	uint64_t i;
 	int round;
 
-	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, SZ_64K, hva, fd, 0);
-	virt_map(vm, PRIVATE_GPA, PRIVATE_GPA, SZ_64K / PAGE_SIZE);
-	memset(hva, 0xa5, SZ_64K);
+	vcpu_args_set(vcpu, 2, nr_words, step);
+	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, size, hva, fd, 0);
+	virt_map_private(vm, PRIVATE_GPA, size);
+	for (i = 0; i < nr_words; i += step)
+		hva[i] = 0xa5a5a5a5a5a5a5a5;
 
 	for (round = 0; round < 4; round++) {
 		struct ucall uc;
 
-		memfd_to_private(fd, 0, SZ_64K);
+		memfd_to_private(fd, 0, size);
 		vcpu_run(vcpu);
 		if (get_ucall(vcpu, &uc) == UCALL_ABORT)
 			REPORT_GUEST_ASSERT(uc);
 		TEST_ASSERT_EQ(uc.cmd, UCALL_SYNC);
-		for (i = 0; i < WHOLE_WORDS; i++)
+		for (i = 0; i < nr_words; i += step)
 			TEST_ASSERT(hva[i] == 0xa5a5a5a5a5a5a5a5,
 				    "Word %lu of the shared half: %#lx", i, hva[i]);
-		memfd_to_shared(fd, 0, SZ_64K);
+		memfd_to_shared(fd, 0, size);
 	}
 	kvm_vm_free(vm);
 }
@@ -526,8 +499,8 @@ TEST_F_TIMEOUT(conversion, misaligned, TIMEOUT)
 	uint64_t nr_2m, i;
 	int gpa, offset, hva;
 
-	if (!self->huge)
-		SKIP(return, "There is no " THP_DIR "shmem_enabled");
+	if (backing_is_hugetlb())
+		SKIP(return, "A unit has one alignment only");
 
 	for (gpa = 0; gpa < ARRAY_SIZE(shifts); gpa += 2) {
 		for (offset = 0; offset < ARRAY_SIZE(shifts); offset++) {
@@ -543,13 +516,14 @@ TEST_F_TIMEOUT(conversion, misaligned, TIMEOUT)
 
 				host_write(w, 0, w->nr_pages);
 				walk_all(w, true);
-				assert_pages_2m(w, gpa == hva ? nr_2m : 0);
+				assert_pages(w, "pages_2m", gpa == hva ? nr_2m : 0);
 
 				/* The whole file, so that its folios are huge. */
 				memfd_to_private(w->fd, 0, WINDOW_SIZE + SZ_2M);
 				convert_all(w, true);
 				walk_all(w, true);
-				assert_pages_2m(w, gpa == offset ? nr_2m : 0);
+				assert_pages(w, "pages_2m",
+					     gpa == offset && backing_is_huge() ? nr_2m : 0);
 				check_host(w);
 
 				for (i = 1; i < w->nr_pages; i = i * 2 + 1) {
@@ -571,51 +545,281 @@ TEST_F_TIMEOUT(conversion, misaligned, TIMEOUT)
 	}
 }
 
+/* So many frames of 2 MiB of an aligned window, if each is of one half. */
+#define WINDOW_FRAMES	(WINDOW_SIZE / SZ_2M)
+
+/*
+ * Private pages in a frame of the shared half, which go one after the other: its
+ * huge mapping is back with the last of them, and not before.
+ */
+TEST_F_TIMEOUT(conversion, shared_half_regains, TIMEOUT)
+{
+	static const uint64_t pages[] = { 17, 0, 511, 256 };
+	uint64_t whole = backing_is_1g() ? WINDOW_PAGES * NR_PROBES : WINDOW_FRAMES;
+	/* With larger units the frame is one page, and comes back with it. */
+	int nr = nr_units(ARRAY_SIZE(pages), 1, 1), backwards, i;
+	struct window *w = &window;
+
+	window_init(w, PRIVATE_GPA, WINDOW_SIZE);
+	window_add(w, WINDOW_PAGES, map_shared_half(WINDOW_SIZE), 0);
+	host_write(w, 0, w->nr_pages);
+	walk_all(w, true);
+	assert_mapped(w, false, true);
+
+	for (backwards = 0; backwards < 2; backwards++) {
+		for (i = 0; i < nr; i++) {
+			convert(w, pages[i] % w->nr_pages, 1, true);
+			walk_all(w, true);
+			if (!backing_is_hugetlb())
+				assert_pages(w, "pages_2m", whole - 1);
+		}
+		for (i = 0; i < nr; i++) {
+			int last = backwards ? nr - 1 - i : i;
+
+			convert(w, pages[last] % w->nr_pages, 1, false);
+			walk_all(w, true);
+			if (!backing_is_hugetlb())
+				assert_pages(w, "pages_2m", i == nr - 1 ? whole : whole - 1);
+		}
+		assert_mapped(w, false, true);
+		check_all(w);
+	}
+
+	/* The guest doesn't need to look in between, nor anybody at more than one page. */
+	for (i = 0; i < nr; i++)
+		convert(w, pages[i] % w->nr_pages, 1, true);
+	walk_all(w, true);
+	for (i = 0; i < nr; i++)
+		convert(w, pages[i] % w->nr_pages, 1, false);
+	walk(w, pages[0] % w->nr_pages, 1, true);
+	assert_mapped(w, false, true);
+	check_all(w);
+	window_free(w);
+}
+
+/*
+ * A hole in a huge page of the private half costs its huge mapping, not that of
+ * others, nor any content.  Filled again, it isn't what it was; with the whole
+ * frame made anew it is.
+ */
+TEST_F_TIMEOUT(conversion, private_half_anew, TIMEOUT)
+{
+	struct window *w = &window;
+	uint64_t i;
+
+	if (backing_is_hugetlb())
+		SKIP(return, "A unit is one huge page, and has no holes");
+
+	window_init(w, PRIVATE_GPA, WINDOW_SIZE);
+	window_add(w, WINDOW_PAGES, map_shared_half(WINDOW_SIZE), 0);
+	host_write(w, 0, w->nr_pages);
+
+	for (i = 0; i < 3; i++) {
+		convert_all(w, true);
+		walk_all(w, true);
+		assert_mapped(w, true, backing_is_huge());
+
+		/* At the start, in the middle, at the end. */
+		convert(w, i * 511 / 2, 1, false);
+		walk_all(w, true);
+		assert_pages(w, "pages_2m", backing_is_huge() ? WINDOW_FRAMES - 1 : 0);
+		check_all(w);
+		convert(w, i * 511 / 2, 1, true);
+		walk_all(w, true);
+		assert_pages(w, "pages_2m", backing_is_huge() ? WINDOW_FRAMES - 1 : 0);
+		check_all(w);
+
+		/* In one go, or piece by piece. */
+		if (i == 1) {
+			convert(w, 0, PAGES_PER_2M, false);
+		} else {
+			convert(w, 0, 1, false);
+			convert(w, 100, 412, false);
+			convert(w, 1, 99, false);
+		}
+		/* Up to the last piece it is no frame. */
+		convert(w, 300, 1, true);
+		convert(w, 0, PAGES_PER_2M, true);
+		walk_all(w, true);
+		assert_pages(w, "pages_2m", backing_is_huge() ? WINDOW_FRAMES - 1 : 0);
+		convert(w, 0, PAGES_PER_2M, false);
+		convert(w, 0, PAGES_PER_2M, true);
+		walk_all(w, true);
+		assert_mapped(w, true, backing_is_huge());
+		check_all(w);
+		convert_all(w, false);
+	}
+	window_free(w);
+}
+
+/* What the kernel counts of huge pages that it could not get. */
+#define FALLBACKS	THP_DIR "hugepages-2048kB/stats/shmem_fallback"
+
+static uint64_t read_fallbacks(void)
+{
+	uint64_t value = 0;
+	FILE *f = fopen(FALLBACKS, "r");
+
+	TEST_ASSERT(f && fscanf(f, "%lu", &value) == 1, "Can't read " FALLBACKS);
+	fclose(f);
+	return value;
+}
+
+static uint64_t read_meminfo(const char *format)
+{
+	FILE *f = fopen("/proc/meminfo", "r");
+	uint64_t kb = 0;
+	char line[128];
+
+	TEST_ASSERT(f, "Can't read /proc/meminfo: %s", strerror(errno));
+	while (fgets(line, sizeof(line), f))
+		sscanf(line, format, &kb);
+	fclose(f);
+	return kb * SZ_1K;
+}
+
+/*
+ * Take all memory there is, in small pages that stay where they are, and give
+ * every other page of it back: there are pages now, but no huge ones.
+ */
+static int fragment_memory(struct kvm_vm *vm, uint64_t size)
+{
+	uint64_t at;
+	int fd;
+
+	thp_set("never");
+	fd = private_memfd(size);
+	/* Somebody's memory isn't moved. */
+	vm_add_private(vm, PRIVATE_SLOT - 1, 4 * PRIVATE_GPA, size, map_no_shared_half(size),
+		       fd, 0);
+	TEST_ASSERT(fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, size) == -1 && errno == ENOMEM,
+		    "All memory, and more, could be had");
+	for (at = 0; at < size; at += 2 * PAGE_SIZE)
+		memfd_to_shared(fd, at, PAGE_SIZE);
+	thp_set_backing();
+	return fd;
+}
+
+/*
+ * What the kernel keeps back from everybody who takes all is still in one piece:
+ * take it by huge pages, until there are none for quite some time.
+ */
+static int take_huge_pages(uint64_t size)
+{
+	int fd = private_memfd(size), failed = 0;
+	uint64_t at, before;
+
+	for (at = 0; failed < 8; at += SZ_2M) {
+		TEST_ASSERT(at < size, "There is no end of huge pages");
+		before = read_fallbacks();
+		memfd_to_private(fd, at, SZ_2M);
+		failed = read_fallbacks() == before ? 0 : failed + 1;
+	}
+	return fd;
+}
+
+/* No huge page to be had: small ones are as good, and it is counted. */
+TEST_F_TIMEOUT(conversion, fallback, TIMEOUT)
+{
+	const uint64_t size = align_up(read_meminfo("MemTotal: %lu"), SZ_2M);
+	struct window *w = &window;
+	uint64_t before;
+	int pages, huge_pages;
+
+	if (backing_is_hugetlb() || !backing_is_huge())
+		SKIP(return, "Nothing to fall back to, or from");
+
+	window_init(w, PRIVATE_GPA, WINDOW_SIZE);
+	window_add(w, WINDOW_PAGES, map_shared_half(WINDOW_SIZE), 0);
+	host_write(w, 0, w->nr_pages);
+	convert_all(w, true);
+	walk_all(w, true);
+	assert_mapped(w, true, true);
+	convert_all(w, false);
+	walk_all(w, true);
+
+	pages = fragment_memory(w->vm, size);
+	huge_pages = take_huge_pages(size);
+	before = read_fallbacks();
+	convert_all(w, true);
+	TEST_ASSERT(read_fallbacks() - before == WINDOW_FRAMES, "%lu times of %lu counted",
+		    read_fallbacks() - before, WINDOW_FRAMES);
+	check_all(w);
+	assert_mapped(w, true, false);
+	walk_all(w, true);
+	convert(w, 100, 700, false);
+	check_all(w);
+	convert(w, 100, 700, true);
+	check_all(w);
+	convert_all(w, false);
+	check_all(w);
+
+	/* With memory to choose from again... */
+	memfd_to_shared(pages, 0, size);
+	close(pages);
+	close(huge_pages);
+	before = read_fallbacks();
+	convert_all(w, true);
+	TEST_ASSERT_EQ(read_fallbacks(), before);
+	walk_all(w, true);
+	assert_mapped(w, true, true);
+	check_all(w);
+	window_free(w);
+}
+
 /* One file behind several slots: in order, reversed, not at its start. */
 TEST_F_TIMEOUT(conversion, slots_of_one_file, TIMEOUT)
 {
-	static const uint64_t sizes[] = { 512, 1, 511, 513, 100 };
-	void *hva = map_shared_half(SZ_8M);
+	const uint64_t sizes[] = {
+		nr_units(512, 32, 1),
+		1,
+		nr_units(511, 31, 1),
+		nr_units(513, 33, 0),
+		nr_units(100, 6, 0),
+	};
+	const uint64_t nr_file = nr_units(2048, 120, 4), step = nr_units(97, 13, 1);
+	void *hva = map_shared_half(nr_file * UNIT);
 	struct window *w = &window;
 	uint64_t nr, i, begin;
 	int reversed, s;
 
 	for (reversed = 0; reversed < 2; reversed++) {
-		window_init(w, PRIVATE_GPA, SZ_8M);
+		window_init(w, PRIVATE_GPA, nr_file * UNIT);
 		for (nr = 0, s = 0; s < ARRAY_SIZE(sizes); s++)
 			nr += sizes[s];
-		begin = 7;
-		for (i = 0, s = 0; s < ARRAY_SIZE(sizes); s++) {
+		begin = nr_units(7, 7, 1);
+		for (i = 0, s = 0; s < ARRAY_SIZE(sizes) && sizes[s]; s++) {
 			off_t at = reversed ? begin + nr - i - sizes[s] : begin + i;
 
-			window_add(w, sizes[s], hva + i * PAGE_SIZE, at * PAGE_SIZE);
+			window_add(w, sizes[s], hva + i * UNIT, at * UNIT);
 			i += sizes[s];
 		}
 		host_write(w, 0, w->nr_pages);
 		walk_all(w, true);
 
 		/* Over the edges of slots, and of the file. */
-		for (i = 0; i < begin + nr + 10; i += 97) {
-			convert_file(w, i * PAGE_SIZE, 98 * PAGE_SIZE, true);
+		for (i = 0; i + step < nr_file && i < begin + nr + 10; i += step) {
+			convert_file(w, i * UNIT, (step + 1) * UNIT, true);
 			walk_all(w, true);
 			if (i % 2) {
 				host_write(w, 0, w->nr_pages);
-				convert_file(w, (i + 50) * PAGE_SIZE, 40 * PAGE_SIZE, false);
+				convert_file(w, (i + (step + 1) / 2) * UNIT,
+					     max(1ul, step * 2 / 5) * UNIT, false);
 			}
 			check_host(w);
 		}
-		convert_file(w, 0, SZ_8M, true);
+		convert_file(w, 0, nr_file * UNIT, true);
 		walk_all(w, true);
 		check_host(w);
 
 		/* A slot goes, the others stay, the content of all does. */
 		vm_delete_private(w->vm, PRIVATE_SLOT + sizes[0]);
 		vm_add_private(w->vm, PRIVATE_SLOT + sizes[0],
-			       w->gpa + sizes[0] * PAGE_SIZE, sizes[1] * PAGE_SIZE,
+			       w->gpa + sizes[0] * UNIT, sizes[1] * UNIT,
 			       w->page[sizes[0]].hva, w->fd, w->page[sizes[0]].offset);
 		walk_all(w, true);
 
-		convert_file(w, 0, SZ_8M, false);
+		convert_file(w, 0, nr_file * UNIT, false);
 		check_all(w);
 		window_free(w);
 	}
@@ -624,7 +828,7 @@ TEST_F_TIMEOUT(conversion, slots_of_one_file, TIMEOUT)
 /* Filled while accessible, then sealed: the guest finds what was written. */
 TEST_F(conversion, fill_then_seal)
 {
-	int fd = private_memfd_sized(WINDOW_SIZE, MFD_ALLOW_SEALING);
+	int fd = backing_memfd(WINDOW_SIZE, MFD_ALLOW_SEALING);
 	struct window *w = &window;
 	uint64_t i, j;
 	void *p;
@@ -643,12 +847,12 @@ TEST_F(conversion, fill_then_seal)
 		w->page[i].private = true;
 		w->page[i].private_value = new_value(w, i);
 		for (j = 0; j < NR_PROBES; j++)
-			probe_write(p + i * PAGE_SIZE, j, w->page[i].private_value);
+			probe_write(p + i * UNIT, j, w->page[i].private_value);
 		w->nr_private++;
 	}
 	/* What huge pages have brought along. */
 	for (i = 2; i < WINDOW_PAGES; i += 3)
-		memfd_to_shared(fd, i * PAGE_SIZE, PAGE_SIZE);
+		memfd_to_shared(fd, i * UNIT, UNIT);
 	TEST_ASSERT(!munmap(p, WINDOW_SIZE), "munmap() failed: %s", strerror(errno));
 
 	if (fcntl(fd, F_ADD_SEALS, F_SEAL_INACCESSIBLE)) {
@@ -671,7 +875,7 @@ TEST_F(conversion, fill_then_seal)
 TEST_F_TIMEOUT(conversion, discard_shared, TIMEOUT)
 {
 	struct window *w = &window;
-	uint64_t faults, mapped, taken, i;
+	uint64_t faults, mapped, taken, nr, i;
 
 	window_init(w, PRIVATE_GPA, WINDOW_SIZE);
 	window_add(w, WINDOW_PAGES, map_shared_half(WINDOW_SIZE), 0);
@@ -685,7 +889,7 @@ TEST_F_TIMEOUT(conversion, discard_shared, TIMEOUT)
 	mapped = get_vm_stat(w->vm, "private_pages");
 	taken = get_vcpu_stat(w->vcpu, "pf_taken");
 	TEST_ASSERT(faults, "Nothing was private");
-	TEST_ASSERT_EQ(mapped, w->nr_pages);
+	TEST_ASSERT_EQ(mapped, w->nr_pages * UNIT / PAGE_SIZE);
 
 	TEST_ASSERT(!madvise(w->page[0].hva, WINDOW_SIZE, MADV_DONTNEED),
 		    "madvise() failed: %s", strerror(errno));
@@ -709,11 +913,12 @@ TEST_F_TIMEOUT(conversion, discard_shared, TIMEOUT)
 	check_all(w);
 
 	/* To those of the shared half it is, of course. */
-	convert(w, 1, 600, false);
+	nr = nr_units(600, 40, 1);
+	convert(w, 1, nr, false);
 	walk_all(w, true);
-	TEST_ASSERT(!madvise(w->page[1].hva, 600 * PAGE_SIZE, MADV_DONTNEED),
+	TEST_ASSERT(!madvise(w->page[1].hva, nr * UNIT, MADV_DONTNEED),
 		    "madvise() failed: %s", strerror(errno));
-	for (i = 1; i < 601; i++)
+	for (i = 1; i < 1 + nr; i++)
 		w->page[i].shared_value = 0;
 	check_all(w);
 	window_free(w);
@@ -801,12 +1006,14 @@ static uint64_t random_delay(void)
 }
 
 /*
- * Page @p of 2 MiB is converted while a vCPU faults on page @g of it.  The
+ * Page @p of 2 MiB, or of a few units, is converted while a vCPU faults on page @g of it.  The
  * fault may come at any moment, also when the old half of @p is zapped already
  * and the new one not there yet: a huge mapping made then must not cover @p.
  */
 TEST_F_TIMEOUT(conversion, neighbour_faults, TIMEOUT)
 {
+	const uint64_t nr = nr_units(PAGES_PER_2M, 8, 2), size = nr * UNIT;
+	const uint64_t enough = nr_units(50, 50, 4);
 	uint64_t end, rounds[2] = {}, faults;
 	struct kvm_vcpu *vcpu;
 	struct race *race;
@@ -814,10 +1021,8 @@ TEST_F_TIMEOUT(conversion, neighbour_faults, TIMEOUT)
 	pthread_t thread;
 	vm_vaddr_t gva;
 	int fd, to_private;
+	uint64_t p;
 	void *hva;
-
-	if (!self->huge)
-		SKIP(return, "There is no " THP_DIR "shmem_enabled");
 
 	vm = vm_create_private(1, race_code, &vcpu);
 	gva = vm_vaddr_alloc_page(vm);
@@ -825,30 +1030,34 @@ TEST_F_TIMEOUT(conversion, neighbour_faults, TIMEOUT)
 	race = addr_gva2hva(vm, gva);
 	memset(race, 0, sizeof(*race));
 
-	hva = map_shared_half(SZ_2M);
-	memset(hva, 0, SZ_2M);
-	fd = private_memfd(SZ_2M);
-	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, SZ_2M, hva, fd, 0);
-	virt_map(vm, PRIVATE_GPA, PRIVATE_GPA, PAGES_PER_2M);
+	hva = map_shared_half(size);
+	for (p = 0; p < size; p += UNIT)
+		WRITE_ONCE(*(uint64_t *)(hva + p), 0);
+	fd = private_memfd(size);
+	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, size, hva, fd, 0);
+	virt_map_private(vm, PRIVATE_GPA, size);
 	pthread_create(&thread, NULL, race_thread, vcpu);
 
 	for (to_private = 0; to_private < 2; to_private++) {
 		end = now_ms() + scaled(3000);
-		for ( ; now_ms() < end || rounds[to_private] < 50; rounds[to_private]++) {
-			uint64_t p = random() % PAGES_PER_2M * PAGE_SIZE;
-			uint64_t g = (p + (1 + random() % (PAGES_PER_2M - 1)) * PAGE_SIZE) % SZ_2M;
-			uint64_t value = random() | 1ull << 40, old;
-			uint64_t *shared_p = hva + p, *shared_g = hva + g;
+		for ( ; now_ms() < end || rounds[to_private] < enough; rounds[to_private]++) {
+			uint64_t g, value = random() | 1ull << 40, old;
+			uint64_t *shared_p, *shared_g;
+
+			p = random() % nr * UNIT;
+			g = (p + (1 + random() % (nr - 1)) * UNIT) % size;
+			shared_p = hva + p;
+			shared_g = hva + g;
 
 			if (to_private) {
 				/* Zap all, but keep the huge page behind it. */
-				mprotect(hva, SZ_2M, PROT_NONE);
-				mprotect(hva, SZ_2M, PROT_READ | PROT_WRITE);
+				mprotect(hva, size, PROT_NONE);
+				mprotect(hva, size, PROT_READ | PROT_WRITE);
 				WRITE_ONCE(*shared_p, value + 1);
 				WRITE_ONCE(*shared_g, value + 2);
 
 				race_start(race, PRIVATE_GPA + g, value, random_delay());
-				memfd_to_private(fd, p, PAGE_SIZE);
+				memfd_to_private(fd, p, UNIT);
 				old = race_end(race);
 				TEST_ASSERT(old == value + 2 && READ_ONCE(*shared_g) == value,
 					    "Shared neighbour: %#lx for %#lx, then %#lx for %#lx",
@@ -860,18 +1069,18 @@ TEST_F_TIMEOUT(conversion, neighbour_faults, TIMEOUT)
 					    "Written to the shared half of a private page: %#lx",
 					    READ_ONCE(*shared_p));
 
-				memfd_to_shared(fd, p, PAGE_SIZE);
+				memfd_to_shared(fd, p, UNIT);
 				old = race_exchange(race, PRIVATE_GPA + p, 0);
 				TEST_ASSERT(old == value + 1 && !READ_ONCE(*shared_p),
 					    "Shared again: %#lx for %#lx, then %#lx for 0",
 					    old, value + 1, *shared_p);
 			} else {
-				memfd_to_private(fd, 0, SZ_2M);
+				memfd_to_private(fd, 0, size);
 				WRITE_ONCE(*shared_p, value + 1);
 				WRITE_ONCE(*shared_g, value + 2);
 
 				race_start(race, PRIVATE_GPA + g, value, random_delay());
-				memfd_to_shared(fd, p, PAGE_SIZE);
+				memfd_to_shared(fd, p, UNIT);
 				old = race_end(race);
 				TEST_ASSERT(!old && READ_ONCE(*shared_g) == value + 2,
 					    "Private neighbour: %#lx for 0, shared half %#lx for %#lx",
@@ -884,7 +1093,7 @@ TEST_F_TIMEOUT(conversion, neighbour_faults, TIMEOUT)
 				old = race_exchange(race, PRIVATE_GPA + g, 0);
 				TEST_ASSERT(old == value, "Private neighbour: %#lx for %#lx",
 					    old, value);
-				memfd_to_shared(fd, 0, SZ_2M);
+				memfd_to_shared(fd, 0, size);
 			}
 		}
 	}
@@ -911,18 +1120,20 @@ TEST_F_TIMEOUT(conversion, neighbour_faults, TIMEOUT)
  * and that of a shared one does.
  */
 #define CHURN_VCPUS	2
-#define CHURN_PAGES	(2 * PAGES_PER_2M)
+#define CHURN_PAGES	(2 * PAGES_PER_2M)	/* at most */
 
 struct churn {
+	uint64_t unit;
+	uint64_t nr_pages;
 	uint64_t stop;
 	uint64_t round[CHURN_VCPUS];
 	uint64_t frozen[CHURN_PAGES];
 	uint64_t last[CHURN_PAGES];
 };
 
-static uint64_t *churn_word(void *base, uint64_t i)
+static uint64_t *churn_word(struct churn *churn, void *base, uint64_t i)
 {
-	return base + i * PAGE_SIZE + i * 8 % PAGE_SIZE;
+	return base + i * churn->unit + i * 8 % PAGE_SIZE;
 }
 
 static void churn_code(struct churn *churn, uint64_t id)
@@ -930,8 +1141,8 @@ static void churn_code(struct churn *churn, uint64_t id)
 	uint64_t i, old, round;
 
 	for (round = 1; !READ_ONCE(churn->stop); round++) {
-		for (i = id; i < CHURN_PAGES; i += CHURN_VCPUS) {
-			uint64_t *p = churn_word((void *)PRIVATE_GPA, i);
+		for (i = id; i < churn->nr_pages; i += CHURN_VCPUS) {
+			uint64_t *p = churn_word(churn, (void *)PRIVATE_GPA, i);
 
 			old = round << 16 | i;
 			asm volatile("xchg %0, %1" : "+r"(old), "+m"(*p) : : "memory");
@@ -960,6 +1171,8 @@ static void wait_for_round(struct churn *churn, uint64_t id)
 TEST_F_TIMEOUT(conversion, churn, TIMEOUT)
 {
 	static const uint64_t sizes[] = { 1, 1, 1, 2, 7, 64, 512, 1024 };
+	const uint64_t nr_pages = nr_units(CHURN_PAGES, 64, 3), size = nr_pages * UNIT;
+	const uint64_t enough = nr_units(20, 20, 3);
 	uint64_t i, end, conversions = 0, looked = 0;
 	struct kvm_vcpu *vcpus[CHURN_VCPUS];
 	pthread_t threads[CHURN_VCPUS];
@@ -974,47 +1187,49 @@ TEST_F_TIMEOUT(conversion, churn, TIMEOUT)
 	gva = vm_vaddr_alloc(vm, sizeof(*churn), KVM_UTIL_MIN_VADDR);
 	churn = addr_gva2hva(vm, gva);
 	memset(churn, 0, sizeof(*churn));
+	churn->unit = UNIT;
+	churn->nr_pages = nr_pages;
 
-	hva = map_shared_half(CHURN_PAGES * PAGE_SIZE);
-	fd = private_memfd(CHURN_PAGES * PAGE_SIZE);
-	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, CHURN_PAGES * PAGE_SIZE, hva, fd, 0);
-	virt_map(vm, PRIVATE_GPA, PRIVATE_GPA, CHURN_PAGES);
+	hva = map_shared_half(size);
+	fd = private_memfd(size);
+	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, size, hva, fd, 0);
+	virt_map_private(vm, PRIVATE_GPA, size);
 
 	for (i = 0; i < CHURN_VCPUS; i++) {
 		vcpu_args_set(vcpus[i], 2, gva, i);
 		pthread_create(&threads[i], NULL, race_thread, vcpus[i]);
 	}
 
-	for (end = now_ms() + scaled(5000); now_ms() < end || looked < 20; conversions++) {
-		uint64_t nr = sizes[random() % ARRAY_SIZE(sizes)];
-		uint64_t first = random() % (CHURN_PAGES - nr + 1);
+	for (end = now_ms() + scaled(5000); now_ms() < end || looked < enough; conversions++) {
+		uint64_t nr = min(sizes[random() % ARRAY_SIZE(sizes)], nr_pages);
+		uint64_t first = random() % (nr_pages - nr + 1);
 		bool to_private = random() % 2;
 
 		/* What is private has been for some time: nobody has touched the other half. */
 		for (i = first; i < first + nr; i++)
 			TEST_ASSERT(!private[i] ||
-				    READ_ONCE(*churn_word(hva, i)) == churn->frozen[i],
+				    READ_ONCE(*churn_word(churn, hva, i)) == churn->frozen[i],
 				    "Shared half of private page %lu: %#lx became %#lx", i,
-				    churn->frozen[i], READ_ONCE(*churn_word(hva, i)));
+				    churn->frozen[i], READ_ONCE(*churn_word(churn, hva, i)));
 
 		if (to_private) {
-			memfd_to_private(fd, first * PAGE_SIZE, nr * PAGE_SIZE);
+			memfd_to_private(fd, first * UNIT, nr * UNIT);
 			for (i = first; i < first + nr; i++) {
-				WRITE_ONCE(churn->frozen[i], READ_ONCE(*churn_word(hva, i)));
+				WRITE_ONCE(churn->frozen[i], READ_ONCE(*churn_word(churn, hva, i)));
 				private[i] = true;
 			}
 		} else {
-			memfd_to_shared(fd, first * PAGE_SIZE, nr * PAGE_SIZE);
+			memfd_to_shared(fd, first * UNIT, nr * UNIT);
 			memset(&private[first], 0, nr);
 		}
-		if (conversions % 8)
+		if (conversions % nr_units(8, 8, 2))
 			continue;
 
 		/* The guest goes on, and writes only to what is shared. */
 		for (i = 0; i < CHURN_VCPUS; i++)
 			wait_for_round(churn, i);
 		for (i = first; i < first + nr; i++) {
-			uint64_t value = READ_ONCE(*churn_word(hva, i));
+			uint64_t value = READ_ONCE(*churn_word(churn, hva, i));
 
 			TEST_ASSERT(to_private == (value == churn->frozen[i]),
 				    "Shared half of %s page %lu: %#lx, frozen %#lx",
@@ -1034,18 +1249,18 @@ TEST_F_TIMEOUT(conversion, churn, TIMEOUT)
  * The guest asks for conversions.  KVM doesn't care about the bits that say to
  * what, only about those that are defined.
  */
-static void hypercall_code(void)
+static void hypercall_code(uint64_t unit, uint64_t half)
 {
-	static const struct {
+	const struct {
 		uint64_t offset, size;
 	} ranges[] = {
-		{ 0, PAGE_SIZE },
-		{ 0, SZ_2M },
-		{ PAGE_SIZE, PAGE_SIZE },
-		{ PAGE_SIZE, SZ_2M },
-		{ SZ_2M, PAGE_SIZE },
-		{ SZ_2M - PAGE_SIZE, 3 * PAGE_SIZE },
-		{ 0, SZ_4M },
+		{ 0, unit },
+		{ 0, half },
+		{ unit, unit },
+		{ unit, half },
+		{ half, unit },
+		{ half - unit, half > unit ? 3 * unit : 2 * unit },
+		{ 0, 2 * half },
 	};
 	uint64_t i, at;
 
@@ -1053,20 +1268,20 @@ static void hypercall_code(void)
 		uint64_t gpa = PRIVATE_GPA + ranges[i].offset;
 		uint64_t size = ranges[i].size;
 
-		for (at = gpa; at < gpa + size; at += PAGE_SIZE)
+		for (at = gpa; at < gpa + size; at += unit)
 			WRITE_ONCE(*(uint64_t *)at, 0x5a5a0000 + i);
 		kvm_hypercall_map_gpa_range(gpa, size, KVM_MAP_GPA_RANGE_ENCRYPTED);
-		for (at = gpa; at < gpa + size; at += PAGE_SIZE) {
+		for (at = gpa; at < gpa + size; at += unit) {
 			GUEST_ASSERT_EQ(READ_ONCE(*(uint64_t *)at), 0ul);
 			WRITE_ONCE(*(uint64_t *)at, 0xdeadull << 32 | i);
 		}
 		/* The host looks at the shared half. */
 		GUEST_SYNC3(gpa, size, 0x5a5a0000 + i);
-		for (at = gpa; at < gpa + size; at += PAGE_SIZE)
+		for (at = gpa; at < gpa + size; at += unit)
 			GUEST_ASSERT_EQ(READ_ONCE(*(uint64_t *)at), 0xdeadull << 32 | i);
 
 		kvm_hypercall_map_gpa_range(gpa, size, KVM_MAP_GPA_RANGE_DECRYPTED);
-		for (at = gpa; at < gpa + size; at += PAGE_SIZE)
+		for (at = gpa; at < gpa + size; at += unit)
 			GUEST_ASSERT_EQ(READ_ONCE(*(uint64_t *)at), 0x5a5a0000 + i);
 	}
 	GUEST_DONE();
@@ -1074,8 +1289,9 @@ static void hypercall_code(void)
 
 TEST_F_TIMEOUT(conversion, map_gpa_range, TIMEOUT)
 {
-	int fd = private_memfd(WINDOW_SIZE), converted = 0;
-	void *hva = map_shared_half(WINDOW_SIZE);
+	const uint64_t size = nr_units(WINDOW_PAGES, 8, 2) * UNIT;
+	int fd = private_memfd(size), converted = 0;
+	void *hva = map_shared_half(size);
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
 	struct ucall uc;
@@ -1086,8 +1302,9 @@ TEST_F_TIMEOUT(conversion, map_gpa_range, TIMEOUT)
 
 	vm = vm_create_private(1, hypercall_code, &vcpu);
 	vm_enable_cap(vm, KVM_CAP_EXIT_HYPERCALL, BIT(KVM_HC_MAP_GPA_RANGE));
-	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, WINDOW_SIZE, hva, fd, 0);
-	virt_map(vm, PRIVATE_GPA, PRIVATE_GPA, WINDOW_PAGES);
+	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, size, hva, fd, 0);
+	virt_map_private(vm, PRIVATE_GPA, size);
+	vcpu_args_set(vcpu, 2, UNIT, size / 2);
 
 	for (;;) {
 		struct kvm_run *run = vcpu->run;
@@ -1109,7 +1326,7 @@ TEST_F_TIMEOUT(conversion, map_gpa_range, TIMEOUT)
 
 		switch (get_ucall(vcpu, &uc)) {
 		case UCALL_SYNC:
-			for (at = uc.args[0]; at < uc.args[0] + uc.args[1]; at += PAGE_SIZE)
+			for (at = uc.args[0]; at < uc.args[0] + uc.args[1]; at += UNIT)
 				TEST_ASSERT_EQ(*(uint64_t *)(hva + at - PRIVATE_GPA), uc.args[2]);
 			continue;
 		case UCALL_ABORT:
@@ -1128,14 +1345,6 @@ TEST_F_TIMEOUT(conversion, map_gpa_range, TIMEOUT)
 
 int main(int argc, char *argv[])
 {
-	int r;
-
 	require_private_mem();
-
-	/* Tests end by exit() when they fail: put the settings right here, too. */
-	knob_read("enabled", saved_enabled, sizeof(saved_enabled));
-	knob_read("shmem_enabled", saved_shmem_enabled, sizeof(saved_shmem_enabled));
-	r = test_harness_run(argc, argv);
-	huge_pages_restore();
-	return r;
+	return test_harness_run(argc, argv);
 }

@@ -32,8 +32,16 @@
 
 #define BASE_DATA_SLOT		10
 #define BASE_DATA_GPA		((uint64_t)(1ull << 32))
-/* A huge page and one that is in none. */
-#define PER_CPU_DATA_SIZE	((uint64_t)(SZ_2M + PAGE_SIZE))
+/* Of huge pages and pages that are in none, or of a few units. */
+#define PER_CPU_DATA_SIZE	(chunk_size() + unit)
+
+/* For the guest, which can't ask for it. */
+static uint64_t unit;
+
+static uint64_t chunk_size(void)
+{
+	return unit < SZ_2M ? SZ_2M : 2 * unit;
+}
 
 /* All bytes of the memory are the same, and compared eight at a time. */
 static uint64_t word_of(uint8_t pattern)
@@ -92,17 +100,27 @@ static void guest_map_private(uint64_t gpa, uint64_t size)
 	kvm_hypercall_map_gpa_range(gpa, size, KVM_MAP_GPA_RANGE_ENCRYPTED);
 }
 
+/* In units; a chunk is a huge page or two. */
+#define CHUNK			0x8000
+
 static const struct {
 	uint64_t offset;
 	uint64_t size;
 } test_ranges[] = {
-	{ 0, PAGE_SIZE },
-	{ 0, SZ_2M },
-	{ PAGE_SIZE, PAGE_SIZE },
-	{ PAGE_SIZE, SZ_2M },
-	{ SZ_2M - PAGE_SIZE, 2 * PAGE_SIZE },
-	{ SZ_2M, PAGE_SIZE },
+	{ 0, 1 },
+	{ 0, CHUNK },
+	{ 1, 1 },
+	{ 1, CHUNK },
+	{ CHUNK - 1, 2 },
+	{ CHUNK, 1 },
 };
+
+static uint64_t range_bytes(uint64_t nr)
+{
+	if (nr < CHUNK - 1)
+		return nr * unit;
+	return chunk_size() - (CHUNK - nr) * unit;
+}
 
 /* What is around [@gpa, @gpa + @size) has kept its @pattern. */
 static void guest_check_rest(uint64_t base_gpa, uint64_t gpa, uint64_t size, uint8_t pattern)
@@ -135,8 +153,8 @@ static void guest_test_explicit_conversion(uint64_t base_gpa)
 	memcmp_g(base_gpa, init_p, PER_CPU_DATA_SIZE);
 
 	for (i = 0; i < ARRAY_SIZE(test_ranges); i++) {
-		uint64_t gpa = base_gpa + test_ranges[i].offset;
-		uint64_t size = test_ranges[i].size;
+		uint64_t gpa = base_gpa + range_bytes(test_ranges[i].offset);
+		uint64_t size = range_bytes(test_ranges[i].size);
 
 		/* To tell the range from the rest. */
 		memset((void *)gpa, p1, size);
@@ -153,24 +171,24 @@ static void guest_test_explicit_conversion(uint64_t base_gpa)
 		memcmp_g(gpa, p2, size);
 
 		/* Odd pages, which leaves holes in the private range. */
-		for (j = PAGE_SIZE; j < size; j += 2 * PAGE_SIZE)
-			guest_map_shared(gpa + j, PAGE_SIZE);
-		for (j = 0; j < size; j += PAGE_SIZE) {
-			if ((j >> PAGE_SHIFT) & 1) {
-				memcmp_g(gpa + j, p1, PAGE_SIZE);
-				guest_sync_shared(gpa + j, PAGE_SIZE, p1, p3);
-				memcmp_g(gpa + j, p3, PAGE_SIZE);
+		for (j = unit; j < size; j += 2 * unit)
+			guest_map_shared(gpa + j, unit);
+		for (j = 0; j < size; j += unit) {
+			if ((j / unit) & 1) {
+				memcmp_g(gpa + j, p1, unit);
+				guest_sync_shared(gpa + j, unit, p1, p3);
+				memcmp_g(gpa + j, p3, unit);
 			} else {
-				memcmp_g(gpa + j, p2, PAGE_SIZE);
-				guest_sync_private(gpa + j, PAGE_SIZE, p1);
+				memcmp_g(gpa + j, p2, unit);
+				guest_sync_private(gpa + j, unit, p1);
 			}
 		}
 		guest_check_rest(base_gpa, gpa, size, init_p);
 
 		/* All of it, parts of which are shared already. */
 		guest_map_shared(gpa, size);
-		for (j = 0; j < size; j += PAGE_SIZE)
-			memcmp_g(gpa + j, (j >> PAGE_SHIFT) & 1 ? p3 : p1, PAGE_SIZE);
+		for (j = 0; j < size; j += unit)
+			memcmp_g(gpa + j, (j / unit) & 1 ? p3 : p1, unit);
 		memset((void *)gpa, p4, size);
 		guest_sync_shared(gpa, size, p4, p5);
 		memcmp_g(gpa, p5, size);
@@ -194,8 +212,8 @@ static void guest_test_punch_hole(uint64_t base_gpa, bool precise)
 	memset((void *)base_gpa, shared_p, PER_CPU_DATA_SIZE);
 
 	for (i = 0; i < ARRAY_SIZE(test_ranges); i++) {
-		uint64_t gpa = base_gpa + test_ranges[i].offset;
-		uint64_t size = test_ranges[i].size;
+		uint64_t gpa = base_gpa + range_bytes(test_ranges[i].offset);
+		uint64_t size = range_bytes(test_ranges[i].size);
 		uint64_t used_gpa = precise ? gpa : base_gpa;
 		uint64_t used_size = precise ? size : PER_CPU_DATA_SIZE;
 		uint8_t rest_p = precise ? shared_p : init_p;
@@ -269,7 +287,7 @@ static void handle_sync(struct test_vm *test, struct ucall *uc)
 	/* In all cases, the host should observe the shared data. */
 	memcmp_h(hva, gpa, uc->args[3], size);
 
-	for (i = 0; i < size; i += PAGE_SIZE)
+	for (i = 0; i < size; i += UNIT)
 		TEST_ASSERT(memfd_is_private(test->fd, gpa - BASE_DATA_GPA + i) ==
 			    (uc->args[0] == SYNC_PRIVATE),
 			    "The memfd has a %s at gpa 0x%lx",
@@ -367,6 +385,7 @@ static void test_mem_conversions(enum vm_mem_backing_src_type src_type, uint32_t
 		vm_mem_backing_src_alias(src_type)->name, nr_vcpus, nr_memslots, slot_size);
 
 	test.vm = vm_create_private(nr_vcpus, guest_code, kvm_vcpus);
+	sync_global_to_guest(test.vm, unit);
 	vm_enable_cap(test.vm, KVM_CAP_EXIT_HYPERCALL, (1 << KVM_HC_MAP_GPA_RANGE));
 
 	test.fd = private_memfd(memfd_size);
@@ -388,7 +407,7 @@ static void test_mem_conversions(enum vm_mem_backing_src_type src_type, uint32_t
 		 * Map only what is needed so that an out-of-bounds access
 		 * results #PF => SHUTDOWN instead of data corruption.
 		 */
-		virt_map(test.vm, gpa, gpa, PER_CPU_DATA_SIZE / PAGE_SIZE);
+		virt_map_private(test.vm, gpa, PER_CPU_DATA_SIZE);
 
 		pthread_create(&vcpus[i].thread, NULL, test_mem_conversions_vcpu, &vcpus[i]);
 	}
@@ -408,13 +427,13 @@ static void test_mem_conversions(enum vm_mem_backing_src_type src_type, uint32_t
 	 * Allocate and free memory after the VM is gone, half of it from
 	 * before: the file keeps no VM alive, and needs none.
 	 */
-	memfd_to_private(test.fd, 0, memfd_size / 2);
+	memfd_to_private(test.fd, 0, align_up(memfd_size / 2, UNIT));
 	kvm_vm_free(test.vm);
-	TEST_ASSERT_EQ(memfd_nr_private(test.fd), memfd_size / 2 / PAGE_SIZE);
+	TEST_ASSERT_EQ(memfd_nr_private(test.fd), align_up(memfd_size / 2, UNIT) / UNIT);
 	memfd_to_shared(test.fd, 0, memfd_size);
 	TEST_ASSERT_EQ(memfd_nr_private(test.fd), 0);
 	memfd_to_private(test.fd, 0, memfd_size);
-	TEST_ASSERT_EQ(memfd_nr_private(test.fd), memfd_size / PAGE_SIZE);
+	TEST_ASSERT_EQ(memfd_nr_private(test.fd), memfd_size / UNIT);
 
 	close(test.fd);
 }
@@ -443,6 +462,10 @@ int main(int argc, char *argv[])
 
 	require_private_mem();
 	TEST_REQUIRE(kvm_check_cap(KVM_CAP_EXIT_HYPERCALL) & BIT(KVM_HC_MAP_GPA_RANGE));
+
+	/* Each byte is compared, many times. */
+	unit = UNIT;
+	__TEST_REQUIRE(unit <= SZ_2M, "Units of %lu bytes take too long", unit);
 
 	while ((opt = getopt(argc, argv, "hm:s:n:")) != -1) {
 		switch (opt) {

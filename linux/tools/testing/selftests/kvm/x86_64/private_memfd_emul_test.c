@@ -48,6 +48,18 @@
 #define NR_IMAGE	48		/* the rest are holes */
 #define SPARE		48
 
+/*
+ * Pages are pages here, however large the units.  If these are huge, the image
+ * is at the end of one and the holes at the start of the next, which is as fine
+ * as halves can be mixed.
+ */
+#define SLOT_OFFSET	(align_up(NR_IMAGE * PAGE_SIZE, UNIT) - NR_IMAGE * PAGE_SIZE)
+#define FILE_SIZE	align_up(SLOT_OFFSET + SLOT_SIZE, UNIT)
+#define HOLES_REASON	"Needs one hole after the other, not a unit of them"
+
+/* It can be shared, and the page before it is private. */
+#define EDGE		(backing_is_hugetlb() ? SPARE : DATA + 4)
+
 /* These have no physical page of the same number. */
 #define MMIO_PTE	256
 #define AD_PTE		300
@@ -336,6 +348,22 @@ static void *page_of(void *base, uint64_t page)
 	return base + page * PAGE_SIZE;
 }
 
+static void convert(emul_data *self, uint64_t page, uint64_t nr, bool private)
+{
+	uint64_t start = align_down(SLOT_OFFSET + page * PAGE_SIZE, UNIT);
+	uint64_t end = align_up(SLOT_OFFSET + (page + nr) * PAGE_SIZE, UNIT);
+
+	if (private)
+		memfd_to_private(self->fd, start, end - start);
+	else
+		memfd_to_shared(self->fd, start, end - start);
+}
+
+static bool is_private(emul_data *self, uint64_t page)
+{
+	return memfd_is_private(self->fd, SLOT_OFFSET + page * PAGE_SIZE);
+}
+
 static void fill_words(void *base, uint64_t page, uint64_t (*word)(uint64_t, uint64_t))
 {
 	uint64_t *p = page_of(base, page);
@@ -425,7 +453,7 @@ static void check_alias(emul_data *self)
 	for (i = 0; i < NR_PAGES; i++) {
 		uint64_t *now = page_of(self->alias, i), *then = page_of(self->saved, i);
 
-		if (!memfd_is_private(self->fd, i * PAGE_SIZE))
+		if (!is_private(self, i))
 			continue;
 		for (j = 0; j < PAGE_SIZE / sizeof(*now); j++)
 			TEST_ASSERT(now[j] == then[j],
@@ -462,7 +490,7 @@ static void load_image(emul_data *self)
 
 	memcpy(self->low + LOW_LOADER, LABEL(loader), LABEL(loader_end) - LABEL(loader));
 	memcpy(self->low + LOW_STAGING, self->image, NR_IMAGE * PAGE_SIZE);
-	memfd_to_private(self->fd, 0, NR_IMAGE * PAGE_SIZE);
+	convert(self, 0, NR_IMAGE, true);
 
 	vcpu_sregs_get(self->vcpu, &sregs);
 	set_segment(&sregs.cs, 0, 11, false);
@@ -511,6 +539,16 @@ static void enter_long_mode(emul_data *self)
 	vcpu_sregs_set(self->vcpu, &sregs);
 }
 
+/* Not every store can write(). */
+static void fill_file(emul_data *self)
+{
+	void *p = mmap(NULL, FILE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, self->fd, 0);
+
+	TEST_ASSERT(p != MAP_FAILED, "mmap() failed: %s", strerror(errno));
+	memcpy(p + SLOT_OFFSET, self->image, NR_IMAGE * PAGE_SIZE);
+	TEST_ASSERT(!munmap(p, FILE_SIZE), "munmap() failed: %s", strerror(errno));
+}
+
 static void emul_create(emul_data *self, bool sealed, bool irqchip)
 {
 	self->vm = vm_create_barebones_type(KVM_X86_SW_PROTECTED_VM);
@@ -528,16 +566,16 @@ static void emul_create(emul_data *self, bool sealed, bool irqchip)
 	make_alias(self);
 
 	if (sealed) {
-		self->fd = private_memfd_sized(SLOT_SIZE, MFD_ALLOW_SEALING);
-		TEST_ASSERT(pwrite(self->fd, self->image, NR_IMAGE * PAGE_SIZE, 0) ==
-			    NR_IMAGE * PAGE_SIZE, "pwrite() failed: %s", strerror(errno));
-		memfd_to_shared(self->fd, NR_IMAGE * PAGE_SIZE, SLOT_SIZE - NR_IMAGE * PAGE_SIZE);
+		self->fd = backing_memfd(FILE_SIZE, MFD_ALLOW_SEALING);
+		fill_file(self);
+		convert(self, SPARE, NR_PAGES - SPARE, false);
 		TEST_ASSERT(!fcntl(self->fd, F_ADD_SEALS, F_SEAL_INACCESSIBLE),
 			    "F_ADD_SEALS failed: %s", strerror(errno));
 	} else {
-		self->fd = private_memfd(SLOT_SIZE);
+		self->fd = private_memfd(FILE_SIZE);
 	}
-	vm_add_private(self->vm, PRIVATE_SLOT, BASE, SLOT_SIZE, self->alias, self->fd, 0);
+	vm_add_private(self->vm, PRIVATE_SLOT, BASE, SLOT_SIZE, self->alias, self->fd,
+		       SLOT_OFFSET);
 	if (!sealed)
 		load_image(self);
 	enter_long_mode(self);
@@ -546,7 +584,7 @@ static void emul_create(emul_data *self, bool sealed, bool irqchip)
 
 static bool can_seal(void)
 {
-	int fd = private_memfd_sized(PAGE_SIZE, MFD_ALLOW_SEALING);
+	int fd = backing_memfd(UNIT, MFD_ALLOW_SEALING);
 	bool can = !fcntl(fd, F_ADD_SEALS, F_SEAL_INACCESSIBLE);
 
 	close(fd);
@@ -842,19 +880,19 @@ static void start_string(emul_data *self, const char *label, uint64_t gva, uint6
 /* Over the edge between private pages, and to a shared one and back. */
 TEST_F(emul, string_ports)
 {
-	const uint64_t edges[] = { gva_of(DATA + 1), gva_of(DATA + 4), gva_of(DATA + 5) };
+	const uint64_t edges[] = { gva_of(DATA + 1), gva_of(EDGE), gva_of(EDGE + 1) };
 	uint8_t data[16], expect[16];
 	int i, j;
 
-	/* Of three pages the one in the middle becomes shared. */
-	memfd_to_shared(self->fd, (DATA + 4) * PAGE_SIZE, PAGE_SIZE);
+	/* If it can be, of three pages the one in the middle becomes shared. */
+	convert(self, EDGE, 1, false);
 	for (i = 0; i < ARRAY_SIZE(edges); i++) {
 		uint64_t offset = edges[i] - BASE - 8;
 
 		for (j = 0; j < 16; j += 8) {
 			uint64_t page = (offset + j) / PAGE_SIZE;
 
-			memcpy(expect + j, (memfd_is_private(self->fd, page * PAGE_SIZE) ?
+			memcpy(expect + j, (is_private(self, page) ?
 					    self->image : self->alias) + offset + j, 8);
 		}
 		start_string(self, LABEL(outs), edges[i] - 8, 16);
@@ -895,13 +933,13 @@ TEST_F(emul, forced)
 	TEST_ASSERT_EQ(guest_load(self, edge), 0x1122334455667788ull);
 
 	/* Of a private and a shared page. */
-	memfd_to_shared(self->fd, (DATA + 4) * PAGE_SIZE, PAGE_SIZE);
-	edge = gva_of(DATA + 4) - 4;
-	TEST_ASSERT_EQ(fep_load(self, edge), data_word(DATA + 3, 0xff8) >> 32 |
-					     alias_word(DATA + 4, 0) << 32);
+	convert(self, EDGE, 1, false);
+	edge = gva_of(EDGE) - 4;
+	TEST_ASSERT_EQ(fep_load(self, edge), data_word(EDGE - 1, 0xff8) >> 32 |
+					     alias_word(EDGE, 0) << 32);
 	fep_store(self, edge, 0x1122334455667788);
 	TEST_ASSERT_EQ(guest_load(self, edge), 0x1122334455667788ull);
-	TEST_ASSERT_EQ(*(uint32_t *)page_of(self->alias, DATA + 4), 0x11223344u);
+	TEST_ASSERT_EQ(*(uint32_t *)page_of(self->alias, EDGE), 0x11223344u);
 
 	/* Locked, successful and not. */
 	for (i = 0; i < 2; i++) {
@@ -944,16 +982,16 @@ TEST_F(emul, forced)
 	TEST_ASSERT_EQ(guest_load(self, gva_of(DATA + 8) - 4),
 		       data_word(DATA + 5, 0xff8) >> 32 | data_word(DATA + 6, 0) << 32);
 	self->regs.rsi = gva_of(DATA + 6) - 4;
-	self->regs.rdi = gva_of(DATA + 4) + 64;
+	self->regs.rdi = gva_of(EDGE) + 64;
 	self->regs.rcx = 8;
 	run_code(self, LABEL(fep_movs));
-	TEST_ASSERT_EQ(*(uint64_t *)(page_of(self->alias, DATA + 4) + 64),
+	TEST_ASSERT_EQ(*(uint64_t *)(page_of(self->alias, EDGE) + 64),
 		       data_word(DATA + 5, 0xff8) >> 32 | data_word(DATA + 6, 0) << 32);
-	self->regs.rsi = gva_of(DATA + 4) + 128;
+	self->regs.rsi = gva_of(EDGE) + 128;
 	self->regs.rdi = gva_of(DATA + 9);
 	self->regs.rcx = 8;
 	run_code(self, LABEL(fep_movs));
-	TEST_ASSERT_EQ(guest_load(self, gva_of(DATA + 9)), alias_word(DATA + 4, 128));
+	TEST_ASSERT_EQ(guest_load(self, gva_of(DATA + 9)), alias_word(EDGE, 128));
 }
 
 #define AD(accessed, dirty) \
@@ -1021,7 +1059,7 @@ TEST_F(emul, accessed_and_dirty)
 }
 
 /* Data, code and page tables change their half between two instructions. */
-TEST_F(emul, converted_between)
+TEST_F_TIMEOUT(emul, converted_between, TIMEOUT)
 {
 	uint64_t one_size = LABEL(two) - LABEL(one), two_size = LABEL(code_end) - LABEL(two);
 	uint64_t data = gva_of(SPARE), code = gva_of(SPARE + 1), table = gva_of(SPARE + 2);
@@ -1035,7 +1073,7 @@ TEST_F(emul, converted_between)
 	shared_pt[0] = gva_of(DATA) | PTE_FLAGS;
 	guest_store(self, gva_of(CHAIN + 2) + 8, table | PTE_FLAGS);
 
-	for (i = 0; i < 20; i++) {
+	for (i = 0; i < nr_units(20, 20, 3); i++) {
 		uint64_t value = i ? 0x5000 + i - 1 : alias_word(SPARE, 0);
 
 		/* Shared. */
@@ -1047,7 +1085,7 @@ TEST_F(emul, converted_between)
 		TEST_ASSERT_EQ(self->regs.rax, 0x11111111ull);
 		TEST_ASSERT_EQ(fep_load(self, CHAIN_GVA + SZ_2M), data_word(DATA, 0));
 
-		memfd_to_private(self->fd, SPARE * PAGE_SIZE, 3 * PAGE_SIZE);
+		convert(self, SPARE, 3, true);
 		memcpy(page_of(self->saved, SPARE), page_of(self->alias, SPARE), 3 * PAGE_SIZE);
 
 		/* Private. */
@@ -1063,7 +1101,7 @@ TEST_F(emul, converted_between)
 		guest_store(self, table, gva_of(DATA + 1) | PTE_FLAGS);
 		TEST_ASSERT_EQ(fep_load(self, CHAIN_GVA + SZ_2M), data_word(DATA + 1, 0));
 
-		memfd_to_shared(self->fd, SPARE * PAGE_SIZE, 3 * PAGE_SIZE);
+		convert(self, SPARE, 3, false);
 	}
 }
 
@@ -1094,15 +1132,15 @@ TEST_F(emul, translate)
 	guest_store(self, gva_of(CHAIN + 2) + 8, gva_of(SPARE) | PTE_FLAGS);
 	assert_translation(self, CHAIN_GVA + SZ_2M, true, gva_of(DATA + 6));
 	memcpy(self->saved, self->alias, SLOT_SIZE);
-	memfd_to_private(self->fd, SPARE * PAGE_SIZE, PAGE_SIZE);
+	convert(self, SPARE, 1, true);
 	assert_translation(self, CHAIN_GVA + SZ_2M, false, 0);
 	guest_store(self, gva_of(SPARE), gva_of(DATA + 7) | PTE_FLAGS);
 	assert_translation(self, CHAIN_GVA + SZ_2M, true, gva_of(DATA + 7));
-	memfd_to_shared(self->fd, SPARE * PAGE_SIZE, PAGE_SIZE);
+	convert(self, SPARE, 1, false);
 	assert_translation(self, CHAIN_GVA + SZ_2M, true, gva_of(DATA + 6));
 	TEST_ASSERT(!mprotect(shared_pt, PAGE_SIZE, PROT_NONE), "mprotect() failed");
 	assert_translation(self, CHAIN_GVA + SZ_2M, false, 0);
-	TEST_ASSERT_EQ(memfd_is_private(self->fd, SPARE * PAGE_SIZE), false);
+	TEST_ASSERT_EQ(is_private(self, SPARE), false);
 }
 
 /* KVM reads the four entries of the PDPT itself. */
@@ -1138,7 +1176,7 @@ static void run_to_hole(emul_data *self, uint64_t page)
 	for (i = 0; i < 2; i++)
 		assert_memory_fault(self->vcpu, _vcpu_run(self->vcpu), EFAULT,
 				    KVM_MEMORY_EXIT_FLAG_PRIVATE, gva_of(page));
-	TEST_ASSERT_EQ(memfd_is_private(self->fd, page * PAGE_SIZE), false);
+	TEST_ASSERT_EQ(is_private(self, page), false);
 	check_alias(self);
 }
 
@@ -1153,17 +1191,22 @@ static void make_holes(emul_data *self)
 
 static void fill_hole(emul_data *self, uint64_t page)
 {
+	/* All holes are of one unit if units are huge. */
+	uint64_t nr = backing_is_hugetlb() ? NR_PAGES - page : 1;
+
 	/* Then it can be compared again. */
-	memset(page_of(self->saved, page), 0, PAGE_SIZE);
-	TEST_ASSERT(mmap(page_of(self->alias, page), PAGE_SIZE, PROT_READ | PROT_WRITE,
+	memset(page_of(self->saved, page), 0, nr * PAGE_SIZE);
+	TEST_ASSERT(mmap(page_of(self->alias, page), nr * PAGE_SIZE, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED,
 		    "mmap() failed: %s", strerror(errno));
-	memfd_to_private(self->fd, page * PAGE_SIZE, PAGE_SIZE);
+	convert(self, page, nr, true);
 }
 
 /* Without any help by the emulator: data, code, a page table. */
 TEST_F(emul, holes)
 {
+	if (backing_is_hugetlb())
+		SKIP(return, HOLES_REASON);
 	make_holes(self);
 
 	self->regs.rsi = gva_of(SPARE) + 8;
@@ -1198,6 +1241,8 @@ TEST_F(emul, holes_of_string_ports)
 {
 	uint8_t data[16];
 
+	if (backing_is_hugetlb())
+		SKIP(return, HOLES_REASON);
 	make_holes(self);
 	start_string(self, LABEL(outs), gva_of(SPARE), 8);
 	run_to_hole(self, SPARE);
@@ -1258,6 +1303,8 @@ TEST_F(emul, holes_when_forced)
 	if (!fep_enabled())
 		SKIP(return, "Can't enable " FEP_PARAM);
 
+	if (backing_is_hugetlb())
+		SKIP(return, HOLES_REASON);
 	make_holes(self);
 	for (i = 0; i < ARRAY_SIZE(tries); i++) {
 		pr_info("# %s\n", tries[i].name);
@@ -1434,7 +1481,8 @@ TEST_F_TIMEOUT(pv, msrs_of_private_pages, TIMEOUT)
 		TEST_ASSERT(taken || !changed, "Refused, but written");
 
 		/* Punched, the other half is the right one, if any. */
-		memfd_to_shared(emul->fd, (DATA + 1) * PAGE_SIZE, PAGE_SIZE);
+		if (!backing_is_hugetlb())
+			convert(emul, DATA + 1, 1, false);
 		provoke(emul, gva + offset);
 		kvm_vm_free(emul->vm);
 		close(emul->fd);
@@ -1453,11 +1501,11 @@ TEST_F_TIMEOUT(pv, msrs_of_converted_pages, TIMEOUT)
 		pv_create(emul);
 		memset(page_of(emul->alias, SPARE), 0, PAGE_SIZE);
 		taken = guest_wrmsr(emul, pv_msrs[i].msr, gva_of(SPARE) | pv_msrs[i].bits);
-		for (round = 0; round < 3; round++) {
+		for (round = 0; round < nr_units(3, 3, 1); round++) {
 			uint64_t *shared = page_of(emul->alias, SPARE);
 
 			works = provoke(emul, gva_of(SPARE));
-			memfd_to_private(emul->fd, SPARE * PAGE_SIZE, PAGE_SIZE);
+			convert(emul, SPARE, 1, true);
 			memcpy(page_of(emul->saved, SPARE), shared, PAGE_SIZE);
 			works |= shared[0] || shared[1] || shared[2];
 			if (!round)
@@ -1465,7 +1513,7 @@ TEST_F_TIMEOUT(pv, msrs_of_converted_pages, TIMEOUT)
 					taken ? "taken" : "#GP",
 					works ? "works" : "nothing is written");
 			provoke(emul, gva_of(SPARE));
-			memfd_to_shared(emul->fd, SPARE * PAGE_SIZE, PAGE_SIZE);
+			convert(emul, SPARE, 1, false);
 			TEST_ASSERT(!memcmp(page_of(emul->saved, SPARE), shared, PAGE_SIZE),
 				    "%s: the shared half was written", pv_msrs[i].name);
 		}
@@ -1485,7 +1533,7 @@ TEST_F_TIMEOUT(pv, msrs_of_holes, TIMEOUT)
 		make_holes(emul);
 		guest_wrmsr(emul, pv_msrs[i].msr, gva_of(SPARE) | pv_msrs[i].bits);
 		provoke(emul, gva_of(DATA));
-		TEST_ASSERT_EQ(memfd_is_private(emul->fd, SPARE * PAGE_SIZE), false);
+		TEST_ASSERT_EQ(is_private(emul, SPARE), false);
 		fill_hole(emul, SPARE);
 		provoke(emul, gva_of(SPARE));
 		kvm_vm_free(emul->vm);

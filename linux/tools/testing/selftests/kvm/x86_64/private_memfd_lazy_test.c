@@ -14,8 +14,9 @@
 
 #define TIMEOUT		240
 
-#define NR_PAGES	((uint64_t)64)
-#define SIZE		(NR_PAGES * PAGE_SIZE)
+/* A huge page, if there are any. */
+#define NR_PAGES	nr_units(backing_is_huge() ? PAGES_PER_2M : 64, 64, 4)
+#define SIZE		(NR_PAGES * UNIT)
 
 FIXTURE(lazy) {
 	struct kvm_vm *vm;
@@ -33,7 +34,7 @@ static void lazy_create(lazy_data *self, void *guest_code)
 	self->fd = private_memfd(SIZE);
 	self->hva = map_no_shared_half(SIZE);
 	vm_add_private(self->vm, PRIVATE_SLOT, PRIVATE_GPA, SIZE, self->hva, self->fd, 0);
-	virt_map(self->vm, PRIVATE_GPA, PRIVATE_GPA, NR_PAGES);
+	virt_map_private(self->vm, PRIVATE_GPA, SIZE);
 }
 
 static void lazy_free(lazy_data *self)
@@ -55,7 +56,7 @@ FIXTURE_TEARDOWN(lazy)
 
 static uint64_t page_gpa(uint64_t i)
 {
-	return PRIVATE_GPA + i * PAGE_SIZE;
+	return PRIVATE_GPA + i * UNIT;
 }
 
 static void order(lazy_data *self, uint64_t first, uint64_t nr, uint64_t expect, uint64_t write)
@@ -64,10 +65,15 @@ static void order(lazy_data *self, uint64_t first, uint64_t nr, uint64_t expect,
 }
 
 /* The guest goes on until it meets a hole. */
-static void run_to_hole(lazy_data *self, uint64_t page)
+static void run_to_gpa(lazy_data *self, uint64_t gpa)
 {
 	assert_memory_fault(self->vcpu, _vcpu_run(self->vcpu), EFAULT,
-			    KVM_MEMORY_EXIT_FLAG_PRIVATE, page_gpa(page));
+			    KVM_MEMORY_EXIT_FLAG_PRIVATE, gpa);
+}
+
+static void run_to_hole(lazy_data *self, uint64_t page)
+{
+	run_to_gpa(self, page_gpa(page));
 }
 
 static void walk(lazy_data *self, uint64_t first, uint64_t nr, uint64_t expect, uint64_t write)
@@ -78,17 +84,18 @@ static void walk(lazy_data *self, uint64_t first, uint64_t nr, uint64_t expect, 
 
 static void to_private(lazy_data *self, uint64_t first, uint64_t nr)
 {
-	memfd_to_private(self->fd, first * PAGE_SIZE, nr * PAGE_SIZE);
+	memfd_to_private(self->fd, first * UNIT, nr * UNIT);
 }
 
 static void to_shared(lazy_data *self, uint64_t first, uint64_t nr)
 {
-	memfd_to_shared(self->fd, first * PAGE_SIZE, nr * PAGE_SIZE);
+	memfd_to_shared(self->fd, first * UNIT, nr * UNIT);
 }
 
 /* Loads, stores; over and over; nobody but the VMM allocates. */
-TEST_F(lazy, holes)
+TEST_F_TIMEOUT(lazy, holes, TIMEOUT)
 {
+	const uint64_t last = NR_PAGES - 1, mid = nr_units(5, 5, 1);
 	int i;
 
 	/* A load, then a store to what is there by then. */
@@ -102,17 +109,17 @@ TEST_F(lazy, holes)
 	agent_run(self->vcpu, self->agent);
 
 	/* A store. */
-	order(self, 63, 1, AGENT_NOTHING, 0x10);
-	run_to_hole(self, 63);
-	run_to_hole(self, 63);
+	order(self, last, 1, AGENT_NOTHING, 0x10);
+	run_to_hole(self, last);
+	run_to_hole(self, last);
 	TEST_ASSERT_EQ(memfd_nr_private(self->fd), 1);
-	to_private(self, 63, 1);
+	to_private(self, last, 1);
 	agent_run(self->vcpu, self->agent);
-	walk(self, 63, 1, 0x10, AGENT_NOTHING);
+	walk(self, last, 1, 0x10, AGENT_NOTHING);
 
 	/* Page after page. */
 	order(self, 0, NR_PAGES, AGENT_NOTHING, 0x11);
-	for (i = 1; i < 63; i++) {
+	for (i = 1; i < last; i++) {
 		run_to_hole(self, i);
 		TEST_ASSERT_EQ(memfd_nr_private(self->fd), i + 1);
 		to_private(self, i, 1);
@@ -121,42 +128,45 @@ TEST_F(lazy, holes)
 	walk(self, 0, NR_PAGES, 0x11, 0x12);
 
 	/* Given back, it is a hole as before, and empty when it is back. */
-	to_shared(self, 5, 2);
-	order(self, 4, 4, AGENT_NOTHING, 0x13);
-	run_to_hole(self, 5);
-	to_private(self, 5, 1);
-	run_to_hole(self, 6);
-	to_private(self, 5, 2);
+	to_shared(self, mid, 2);
+	order(self, mid - 1, 4, AGENT_NOTHING, 0x13);
+	run_to_hole(self, mid);
+	to_private(self, mid, 1);
+	run_to_hole(self, mid + 1);
+	to_private(self, mid, 2);
 	agent_run(self->vcpu, self->agent);
-	to_shared(self, 6, 1);
-	to_private(self, 6, 1);
-	walk(self, 6, 1, 0, AGENT_NOTHING);
-	walk(self, 4, 2, 0x13, AGENT_NOTHING);
-	walk(self, 8, NR_PAGES - 8, 0x12, AGENT_NOTHING);
+	to_shared(self, mid + 1, 1);
+	to_private(self, mid + 1, 1);
+	walk(self, mid + 1, 1, 0, AGENT_NOTHING);
+	walk(self, mid - 1, 2, 0x13, AGENT_NOTHING);
+	walk(self, mid + 3, NR_PAGES - mid - 3, 0x12, AGENT_NOTHING);
 }
 
 /* An access to two pages needs both of them. */
-static void straddle_code(void)
+static void straddle_code(uint64_t unit)
 {
-	uint64_t *p = (void *)(PRIVATE_GPA + PAGE_SIZE - 4);
+	uint64_t *p = (void *)(PRIVATE_GPA + unit - 4);
 	uint64_t value = READ_ONCE(*p);
 
 	GUEST_ASSERT_EQ(value, 0ul);
 	WRITE_ONCE(*p, 0x1122334455667788);
-	GUEST_ASSERT_EQ(READ_ONCE(*(uint32_t *)(PRIVATE_GPA + PAGE_SIZE)), 0x11223344u);
+	GUEST_ASSERT_EQ(READ_ONCE(*(uint32_t *)(PRIVATE_GPA + unit)), 0x11223344u);
 	GUEST_DONE();
 }
 
 TEST_F(lazy, straddle)
 {
+	const uint64_t end = page_gpa(1) - PAGE_SIZE;
+
 	lazy_free(self);
 	lazy_create(self, straddle_code);
-	run_to_hole(self, 0);
+	vcpu_args_set(self->vcpu, 1, UNIT);
+	run_to_gpa(self, end);
 	to_private(self, 0, 1);
 	run_to_hole(self, 1);
 	to_shared(self, 0, 1);
 	to_private(self, 1, 1);
-	run_to_hole(self, 0);
+	run_to_gpa(self, end);
 	to_private(self, 0, 1);
 	vcpu_run(self->vcpu);
 	assert_on_unhandled_exception(self->vcpu);
@@ -183,14 +193,14 @@ TEST_F(lazy, read_only_shared_half)
 	TEST_ASSERT(!mprotect(hva, SIZE, PROT_READ | PROT_WRITE), "mprotect() failed: %s",
 		    strerror(errno));
 	walk(self, 2, 2, 0, 0x10);
-	TEST_ASSERT_EQ(*(uint64_t *)(hva + 2 * PAGE_SIZE), 0x10);
+	TEST_ASSERT_EQ(*(uint64_t *)(hva + 2 * UNIT), 0x10);
 	TEST_ASSERT_EQ(memfd_nr_private(self->fd), 2);
 }
 
 /* Several vCPUs at once; pages of one allocation are met by more than one. */
 #define LOOP_VCPUS	4
-#define LOOP_PAGES	((uint64_t)2048)
-#define LOOP_SIZE	(LOOP_PAGES * PAGE_SIZE)
+#define LOOP_PAGES	nr_units(2048, 64, 4)
+#define LOOP_SIZE	(LOOP_PAGES * UNIT)
 
 struct loop {
 	struct kvm_vcpu *vcpu;
@@ -205,7 +215,7 @@ struct loop {
 
 static void loop_walk(struct loop *loop)
 {
-	static const uint64_t chunks[] = { 1, 1, 4, 16, 512 };
+	const uint64_t chunks[] = { 1, 1, 4, nr_units(16, 16, 1), nr_units(512, 64, 1) };
 
 	for (;;) {
 		uint64_t gpa, nr, page;
@@ -223,8 +233,8 @@ static void loop_walk(struct loop *loop)
 		assert_memory_fault(loop->vcpu, r, EFAULT, KVM_MEMORY_EXIT_FLAG_PRIVATE,
 				    gpa & PAGE_MASK);
 		nr = chunks[rand_r(&loop->seed) % ARRAY_SIZE(chunks)];
-		page = (gpa - PRIVATE_GPA) / PAGE_SIZE / nr * nr;
-		memfd_to_private(loop->fd, page * PAGE_SIZE, nr * PAGE_SIZE);
+		page = (gpa - PRIVATE_GPA) / UNIT / nr * nr;
+		memfd_to_private(loop->fd, page * UNIT, nr * UNIT);
 		loop->exits++;
 	}
 }
@@ -270,7 +280,7 @@ TEST_F_TIMEOUT(lazy, several_vcpus, TIMEOUT)
 
 	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, LOOP_SIZE, map_no_shared_half(LOOP_SIZE),
 		       fd, 0);
-	virt_map(vm, PRIVATE_GPA, PRIVATE_GPA, LOOP_PAGES);
+	virt_map_private(vm, PRIVATE_GPA, LOOP_SIZE);
 
 	for (i = 0; i < LOOP_VCPUS; i++) {
 		loops[i] = (struct loop) {
@@ -290,11 +300,18 @@ TEST_F_TIMEOUT(lazy, several_vcpus, TIMEOUT)
 			usleep(1000);
 	for (i = 0; i < LOOP_VCPUS; i++)
 		exits += loops[i].exits;
-	TEST_ASSERT(exits >= LOOP_PAGES / PAGES_PER_2M, "Only %lu exits for holes", exits);
+	/* The largest chunk each time. */
+	TEST_ASSERT(exits >= LOOP_PAGES / nr_units(512, 64, 4), "Only %lu exits for holes", exits);
 	TEST_ASSERT_EQ(memfd_nr_private(fd), LOOP_PAGES);
 
-	for (i = 0; i < scaled(3000); i++)
-		memfd_to_shared(fd, random() % LOOP_PAGES * PAGE_SIZE, PAGE_SIZE);
+	for (i = 0; i < scaled(nr_units(3000, 1000, 6)); i++) {
+		memfd_to_shared(fd, random() % LOOP_PAGES * UNIT, UNIT);
+		/* If most of them are holes by now, have them filled. */
+		if (i % nr_units(256, 32, 2) == 0)
+			for (walks = loops[0].walks; READ_ONCE(loops[0].walks) == walks;)
+				usleep(100);
+	}
+	walks = 0;
 	WRITE_ONCE(stop, true);
 	for (i = 0, exits = -exits; i < LOOP_VCPUS; i++) {
 		pthread_join(threads[i], NULL);
@@ -319,7 +336,7 @@ static int prefault(struct kvm_vcpu *vcpu, uint64_t gpa, uint64_t nr, uint64_t *
 {
 	struct kvm_pre_fault_memory range = {
 		.gpa = gpa,
-		.size = nr * PAGE_SIZE,
+		.size = nr * UNIT,
 	};
 	int r;
 
@@ -327,7 +344,7 @@ static int prefault(struct kvm_vcpu *vcpu, uint64_t gpa, uint64_t nr, uint64_t *
 		r = __vcpu_ioctl(vcpu, KVM_PRE_FAULT_MEMORY, &range);
 	} while (r ? errno == EINTR || errno == EAGAIN : range.size);
 
-	*left = range.size / PAGE_SIZE;
+	*left = range.size / UNIT;
 	return r ? errno : 0;
 }
 
@@ -342,8 +359,11 @@ static void assert_prefault(struct kvm_vcpu *vcpu, uint64_t first, uint64_t nr,
 		    nr, first, strerror(error), left, strerror(r), l);
 }
 
-TEST_F(lazy, prefault)
+TEST_F_TIMEOUT(lazy, prefault, TIMEOUT)
 {
+	/* What is private: some pages, with others before and after them. */
+	const uint64_t first = nr_units(8, 8, 1), nr = nr_units(24, 24, 2);
+	const uint64_t end = first + nr, hole = first + nr / 3;
 	uint64_t taken, faults;
 
 	if (!kvm_has_cap(KVM_CAP_PRE_FAULT_MEMORY))
@@ -353,46 +373,47 @@ TEST_F(lazy, prefault)
 	assert_prefault(self->vcpu, 0, 1, EFAULT, 1);
 	assert_prefault(self->vcpu, 0, NR_PAGES, EFAULT, NR_PAGES);
 	TEST_ASSERT_EQ(memfd_nr_private(self->fd), 0);
-	TEST_ASSERT_EQ(get_vm_stat(self->vm, "private_pages"), 0);
+	TEST_ASSERT_EQ(nr_private_mapped(self->vm), 0);
 
 	/* What is there is mapped, as far as it goes. */
-	to_private(self, 8, 24);
-	assert_prefault(self->vcpu, 7, 2, EFAULT, 2);
-	assert_prefault(self->vcpu, 8, 1, 0, 0);
-	TEST_ASSERT_EQ(get_vm_stat(self->vm, "private_pages"), 1);
-	assert_prefault(self->vcpu, 8, 30, EFAULT, 6);
-	TEST_ASSERT_EQ(get_vm_stat(self->vm, "private_pages"), 24);
-	assert_prefault(self->vcpu, 8, 24, 0, 0);
-	TEST_ASSERT_EQ(memfd_nr_private(self->fd), 24);
+	to_private(self, first, nr);
+	assert_prefault(self->vcpu, first - 1, 2, EFAULT, 2);
+	assert_prefault(self->vcpu, first, 1, 0, 0);
+	TEST_ASSERT_EQ(nr_private_mapped(self->vm), 1);
+	assert_prefault(self->vcpu, first, nr + 1, EFAULT, 1);
+	TEST_ASSERT_EQ(nr_private_mapped(self->vm), nr);
+	assert_prefault(self->vcpu, first, nr, 0, 0);
+	TEST_ASSERT_EQ(memfd_nr_private(self->fd), nr);
 
 	/* No fault is left for the guest. */
-	walk(self, 8, 24, 0, 0x9);
-	walk(self, 8, 24, 0x9, AGENT_NOTHING);
+	walk(self, first, nr, 0, 0x9);
+	walk(self, first, nr, 0x9, AGENT_NOTHING);
 	faults = get_vm_stat(self->vm, "private_faults");
-	to_shared(self, 8, 24);
-	to_private(self, 8, 24);
-	assert_prefault(self->vcpu, 8, 24, 0, 0);
+	to_shared(self, first, nr);
+	to_private(self, first, nr);
+	assert_prefault(self->vcpu, first, nr, 0, 0);
 	TEST_ASSERT(get_vm_stat(self->vm, "private_faults") > faults, "Nothing was prefaulted");
 	faults = get_vm_stat(self->vm, "private_faults");
 	taken = get_vcpu_stat(self->vcpu, "pf_taken");
-	walk(self, 8, 24, 0, 0x9);
+	walk(self, first, nr, 0, 0x9);
 	TEST_ASSERT_EQ(get_vm_stat(self->vm, "private_faults"), faults);
 	TEST_ASSERT_EQ(get_vcpu_stat(self->vcpu, "pf_taken"), taken);
 
 	/* Punched, it is a hole again. */
-	to_shared(self, 16, 1);
-	assert_prefault(self->vcpu, 8, 24, EFAULT, 16);
-	TEST_ASSERT_EQ(memfd_nr_private(self->fd), 23);
+	to_shared(self, hole, 1);
+	assert_prefault(self->vcpu, first, nr, EFAULT, end - hole);
+	TEST_ASSERT_EQ(memfd_nr_private(self->fd), nr - 1);
 
 	/* With a shared half, that is what is mapped. */
 	TEST_ASSERT(!mprotect(self->hva, SIZE, PROT_READ | PROT_WRITE), "mprotect() failed: %s",
 		    strerror(errno));
 	assert_prefault(self->vcpu, 0, NR_PAGES, 0, 0);
-	TEST_ASSERT_EQ(memfd_nr_private(self->fd), 23);
-	TEST_ASSERT_EQ(get_vm_stat(self->vm, "private_pages"), 23);
+	TEST_ASSERT_EQ(memfd_nr_private(self->fd), nr - 1);
+	TEST_ASSERT_EQ(nr_private_mapped(self->vm), nr - 1);
 	taken = get_vcpu_stat(self->vcpu, "pf_taken");
-	walk(self, 8, 8, 0x9, AGENT_NOTHING);
-	walk(self, 0, 8, 0, AGENT_NOTHING);
+	if (hole > first)
+		walk(self, first, hole - first, 0x9, AGENT_NOTHING);
+	walk(self, 0, first, 0, AGENT_NOTHING);
 	TEST_ASSERT_EQ(get_vcpu_stat(self->vcpu, "pf_taken"), taken);
 
 	/* Off the slot. */
@@ -435,7 +456,7 @@ TEST_F_TIMEOUT(lazy, prefault_races, TIMEOUT)
 		SKIP(return, "There is no KVM_PRE_FAULT_MEMORY");
 
 	pthread_create(&thread, NULL, prefault_thread, &p);
-	for (i = 0; i < scaled(1500); i++) {
+	for (i = 0; i < scaled(nr_units(1500, 100, 10)); i++) {
 		uint64_t first = random() % NR_PAGES;
 		uint64_t nr = 1 + random() % (NR_PAGES - first);
 
@@ -451,7 +472,7 @@ TEST_F_TIMEOUT(lazy, prefault_races, TIMEOUT)
 	before = get_vm_stat(self->vm, "private_faults");
 	TEST_ASSERT(p.done && p.failed, "%lu prefaults succeeded, %lu failed", p.done, p.failed);
 
-	for (i = 0; i < scaled(300); i++) {
+	for (i = 0; i < scaled(nr_units(300, 300, 100)); i++) {
 		vm_delete_private(self->vm, PRIVATE_SLOT);
 		vm_add_private(self->vm, PRIVATE_SLOT, PRIVATE_GPA, SIZE, self->hva, self->fd, 0);
 		if (i % 32 == 0)
@@ -462,7 +483,7 @@ TEST_F_TIMEOUT(lazy, prefault_races, TIMEOUT)
 	pthread_join(thread, NULL);
 	TEST_ASSERT(!p.strange, "A prefault failed: %s", strerror(p.strange));
 	assert_prefault(self->vcpu, 0, NR_PAGES, 0, 0);
-	TEST_ASSERT_EQ(get_vm_stat(self->vm, "private_pages"), NR_PAGES);
+	TEST_ASSERT_EQ(nr_private_mapped(self->vm), NR_PAGES);
 	walk(self, 0, NR_PAGES, 0, 0x9);
 	walk(self, 0, NR_PAGES, 0x9, AGENT_NOTHING);
 }
@@ -522,7 +543,7 @@ TEST_F_TIMEOUT(lazy, mmio_before_slot, TIMEOUT)
 
 		/* The guest has seen MMIO, and sees memory from now on. */
 		if (full)
-			memfd_to_private(fd, 0, SIZE);
+			memfd_to_private(fd, 0, nr_units(NR_PAGES, NR_PAGES, 1) * UNIT);
 		vm_add_private(self->vm, PRIVATE_SLOT + 1, gpa, SIZE, only ? self->hva : shared,
 			       fd, 0);
 		shared[0] = 0x5ed;
@@ -533,7 +554,7 @@ TEST_F_TIMEOUT(lazy, mmio_before_slot, TIMEOUT)
 					    KVM_MEMORY_EXIT_FLAG_PRIVATE, gpa);
 			assert_memory_fault(vcpu, _vcpu_run(vcpu), EFAULT,
 					    KVM_MEMORY_EXIT_FLAG_PRIVATE, gpa);
-			memfd_to_private(fd, 0, PAGE_SIZE);
+			memfd_to_private(fd, 0, UNIT);
 			full = true;
 		}
 		run_to_sync(vcpu, full ? 0 : 0x5ed);
@@ -588,8 +609,9 @@ static uint64_t find_pfn(lazy_data *self, uint64_t page)
 }
 
 /* Memory that fails under the guest: it is told, and nothing else is lost. */
-TEST_F(lazy, poison)
+TEST_F_TIMEOUT(lazy, poison, TIMEOUT)
 {
+	const uint64_t bad = nr_units(17, 17, 1);
 	char text[32];
 	uint64_t pfn, left, i;
 	int r;
@@ -600,48 +622,48 @@ TEST_F(lazy, poison)
 		SKIP(return, "There is no " TRACE_EVENT);
 
 	to_private(self, 0, NR_PAGES);
-	pfn = find_pfn(self, 17);
-	walk(self, 0, 17, 0, 0x9);
-	walk(self, 18, NR_PAGES - 18, 0, 0x9);
-	walk(self, 17, 1, 0xbad, AGENT_NOTHING);
+	pfn = find_pfn(self, bad);
+	walk(self, 0, bad, 0, 0x9);
+	walk(self, bad + 1, NR_PAGES - bad - 1, 0, 0x9);
+	walk(self, bad, 1, 0xbad, AGENT_NOTHING);
 
 	snprintf(text, sizeof(text), "%#lx", pfn);
 	write_text(CORRUPT_PFN, text);
 
 	/* Told at each access, by the prefault, too. */
-	order(self, 16, 3, AGENT_NOTHING, 0x10);
+	order(self, bad - 1, 3, AGENT_NOTHING, 0x10);
 	for (i = 0; i < 3; i++) {
 		r = _vcpu_run(self->vcpu);
 		assert_memory_fault(self->vcpu, r, EHWPOISON, KVM_MEMORY_EXIT_FLAG_PRIVATE,
-				    page_gpa(17));
+				    page_gpa(bad));
 	}
 	if (kvm_has_cap(KVM_CAP_PRE_FAULT_MEMORY)) {
-		r = prefault(self->vcpu, page_gpa(16), 3, &left);
+		r = prefault(self->vcpu, page_gpa(bad - 1), 3, &left);
 		TEST_ASSERT(r == EHWPOISON && left == 2, "Prefault: %s, %lu left",
 			    strerror(r), left);
 	}
 
 	/* It stays private, it stays bad, and fallocate() doesn't mend it. */
-	TEST_ASSERT(memfd_is_private(self->fd, 17 * PAGE_SIZE), "Poison became shared");
+	TEST_ASSERT(memfd_is_private(self->fd, bad * UNIT), "Poison became shared");
 	TEST_ASSERT_EQ(memfd_nr_private(self->fd), NR_PAGES);
-	to_private(self, 16, 3);
+	to_private(self, bad - 1, 3);
 	r = _vcpu_run(self->vcpu);
-	assert_memory_fault(self->vcpu, r, EHWPOISON, KVM_MEMORY_EXIT_FLAG_PRIVATE, page_gpa(17));
+	assert_memory_fault(self->vcpu, r, EHWPOISON, KVM_MEMORY_EXIT_FLAG_PRIVATE, page_gpa(bad));
 
 	/* Nor does a new slot. */
 	vm_delete_private(self->vm, PRIVATE_SLOT);
 	vm_add_private(self->vm, PRIVATE_SLOT, PRIVATE_GPA, SIZE, self->hva, self->fd, 0);
 	r = _vcpu_run(self->vcpu);
-	assert_memory_fault(self->vcpu, r, EHWPOISON, KVM_MEMORY_EXIT_FLAG_PRIVATE, page_gpa(17));
+	assert_memory_fault(self->vcpu, r, EHWPOISON, KVM_MEMORY_EXIT_FLAG_PRIVATE, page_gpa(bad));
 
 	/* Another page does. */
-	to_shared(self, 17, 1);
-	run_to_hole(self, 17);
-	to_private(self, 17, 1);
+	to_shared(self, bad, 1);
+	run_to_hole(self, bad);
+	to_private(self, bad, 1);
 	agent_run(self->vcpu, self->agent);
-	walk(self, 0, 16, 0x9, AGENT_NOTHING);
-	walk(self, 16, 3, 0x10, AGENT_NOTHING);
-	walk(self, 19, NR_PAGES - 19, 0x9, AGENT_NOTHING);
+	walk(self, 0, bad - 1, 0x9, AGENT_NOTHING);
+	walk(self, bad - 1, 3, 0x10, AGENT_NOTHING);
+	walk(self, bad + 2, NR_PAGES - bad - 2, 0x9, AGENT_NOTHING);
 	TEST_ASSERT_EQ(memfd_nr_private(self->fd), NR_PAGES);
 	to_shared(self, 0, NR_PAGES);
 	TEST_ASSERT_EQ(memfd_nr_private(self->fd), 0);

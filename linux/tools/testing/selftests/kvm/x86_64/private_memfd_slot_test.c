@@ -18,7 +18,9 @@
 
 #define TIMEOUT		240
 
-#define SIZE		((uint64_t)SZ_2M)
+/* Slots are made of pages, whatever the unit. */
+#define SIZE		max_t(uint64_t, SZ_2M, UNIT)
+#define SIZE_PAGES	(SIZE / PAGE_SIZE)
 #define FILE_SIZE	(4 * SIZE)
 
 /* The first version of the struct is the start of the second. */
@@ -133,7 +135,7 @@ TEST_F(slot, capability)
 	struct kvm_vm *vm = vm_create_barebones();
 	unsigned int cap = kvm_check_cap(KVM_CAP_PRIVATE_MEM);
 
-	TEST_ASSERT(cap & PRIVATE_MEM_SHMEM && !(cap & ~PRIVATE_MEM_ALL),
+	TEST_ASSERT(cap & private_backing()->store && !(cap & ~PRIVATE_MEM_ALL),
 		    "KVM_CAP_PRIVATE_MEM of /dev/kvm: %#x", cap);
 	TEST_ASSERT_EQ(vm_check_cap(self->vm, KVM_CAP_PRIVATE_MEM), cap);
 	TEST_ASSERT_EQ(vm_check_cap(vm, KVM_CAP_PRIVATE_MEM), 0);
@@ -170,11 +172,11 @@ TEST_F(slot, file_descriptors)
 	assert_fd_refused(self, sockets[0], EINVAL, EINVAL, "socket");
 	assert_fd_refused(self, sockets[1], EINVAL, EINVAL, "socket");
 
-	assert_fd_refused(self, private_memfd_sized(FILE_SIZE, 0), EINVAL, EINVAL, "plain memfd");
-	fd = private_memfd_sized(FILE_SIZE, MFD_ALLOW_SEALING);
+	assert_fd_refused(self, backing_memfd(FILE_SIZE, 0), EINVAL, EINVAL, "plain memfd");
+	fd = backing_memfd(FILE_SIZE, MFD_ALLOW_SEALING);
 	TEST_ASSERT(!fcntl(fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK), "F_ADD_SEALS failed");
 	assert_fd_refused(self, fd, EINVAL, EINVAL, "memfd with other seals");
-	fd = private_memfd_sized(FILE_SIZE, MFD_NOEXEC_SEAL);
+	fd = backing_memfd(FILE_SIZE, MFD_NOEXEC_SEAL);
 	assert_fd_refused(self, fd, EINVAL, EINVAL, "memfd without execution");
 	if (kvm_has_cap(KVM_CAP_GUEST_MEMFD)) {
 		fd = vm_create_guest_memfd(self->vm, FILE_SIZE, 0);
@@ -209,8 +211,8 @@ TEST_F(slot, ranges)
 	/* Not all of it is inside the file. */
 	assert_refused(self, EINVAL, region.private_offset = FILE_SIZE - SIZE + PAGE_SIZE);
 	assert_refused(self, EINVAL, region.private_offset = FILE_SIZE);
-	assert_refused(self, EINVAL, region.private_offset = 1ull << 32);
-	assert_refused(self, EINVAL, region.private_offset = (1ull << 32) + SIZE);
+	assert_refused(self, EINVAL, region.private_offset = 1ull << 33);
+	assert_refused(self, EINVAL, region.private_offset = (1ull << 33) + SIZE);
 	assert_refused(self, EINVAL, region.private_offset = 1ull << 44);
 	assert_refused(self, EINVAL, region.private_offset = 1ull << 62);
 	assert_refused(self, EINVAL, region.private_offset = 1ull << 63);
@@ -241,7 +243,7 @@ TEST_F(slot, ranges)
 	assert_refused(self, EINVAL, region.slot |= 1 << 16);
 
 	/* A file that has no size yet. */
-	fd = memfd_create("empty", MFD_INACCESSIBLE);
+	fd = memfd_create("empty", private_backing()->memfd_flags | MFD_INACCESSIBLE);
 	TEST_ASSERT(fd >= 0, "memfd_create() failed: %s", strerror(errno));
 	assert_refused(self, EINVAL, region.private_fd = fd);
 	assert_refused(self, EINVAL, region.private_fd = fd; region.private_offset = 0);
@@ -312,14 +314,15 @@ TEST_F(slot, pads)
 TEST_F(slot, overlaps)
 {
 	struct kvm_userspace_memory_region2 region = self->good;
-	static const struct {
+	const uint64_t size = SIZE_PAGES, last = size - 1;
+	const struct {
 		int64_t offset;		/* in pages, from the start of the bound range */
 		uint64_t nr;
 		bool ok;
 	} tries[] = {
-		{ 0, 512 }, { 0, 1 }, { 511, 1 }, { 1, 510 }, { -1, 2 }, { -1, 514 },
-		{ -512, 513 }, { -512, 1536 }, { 511, 2 }, { 511, 513 },
-		{ -1, 1, true }, { 512, 1, true }, { -512, 512, true }, { 512, 512, true },
+		{ 0, size }, { 0, 1 }, { last, 1 }, { 1, size - 2 }, { -1, 2 }, { -1, size + 2 },
+		{ -size, size + 1 }, { -size, 3 * size }, { last, 2 }, { last, size + 1 },
+		{ -1, 1, true }, { size, 1, true }, { -size, size, true }, { size, size, true },
 	};
 	int i, r;
 
@@ -531,7 +534,7 @@ TEST_F_TIMEOUT(slot, changed_meanwhile, TIMEOUT)
 		.address = self->good.guest_phys_addr,
 		.size = self->good.memory_size,
 	};
-	static uint8_t bitmap[SIZE / PAGE_SIZE / 8];
+	uint8_t *bitmap = calloc(SIZE_PAGES / 8, 1);
 	struct kvm_dirty_log log = {
 		.slot = self->good.slot,
 		.dirty_bitmap = bitmap,
@@ -568,6 +571,7 @@ TEST_F_TIMEOUT(slot, changed_meanwhile, TIMEOUT)
 	pr_info("# %lu private, %lu ordinary, %lu refused\n", private, ordinary, refused);
 	TEST_ASSERT(refused, "No race");
 	assert_good(self);
+	free(bitmap);
 }
 
 /* The VM has to be of the right type, and so has the MMU. */
@@ -659,10 +663,10 @@ TEST_F(owner, empty)
 
 TEST_F(owner, content)
 {
-	uint64_t last = FILE_SIZE - PAGE_SIZE;
+	uint64_t last = FILE_SIZE - UNIT;
 
 	/* Before anybody binds it nobody owns it; the first one does then. */
-	memfd_to_private(self->fd, last, PAGE_SIZE);
+	memfd_to_private(self->fd, last, UNIT);
 	assert_bind(self, self->a, 0, 0);
 	assert_bind(self, self->b, SIZE, EBUSY);
 	unbind(self->a);
@@ -677,13 +681,13 @@ TEST_F(owner, content)
 	assert_bind(self, self->b, SIZE, EBUSY);
 
 	/* Emptied without a binding. */
-	memfd_to_shared(self->fd, last, PAGE_SIZE);
+	memfd_to_shared(self->fd, last, UNIT);
 	assert_bind(self, self->b, SIZE, 0);
 	assert_bind(self, self->a, 0, EBUSY);
 	unbind(self->b);
 
 	/* Allocated again, unbound, by nobody in particular. */
-	memfd_to_private(self->fd, 0, PAGE_SIZE);
+	memfd_to_private(self->fd, 0, UNIT);
 	assert_bind(self, self->a, SIZE, 0);
 	assert_bind(self, self->b, 0, EBUSY);
 	kvm_vm_free(self->a);
@@ -695,7 +699,7 @@ TEST_F(owner, dead)
 	int i;
 
 	assert_bind(self, self->a, 0, 0);
-	memfd_to_private(self->fd, 0, PAGE_SIZE);
+	memfd_to_private(self->fd, 0, UNIT);
 	kvm_vm_free(self->a);
 	assert_bind(self, self->b, 0, EBUSY);
 	assert_bind(self, self->b, SIZE, EBUSY);
@@ -721,20 +725,21 @@ FIXTURE(guest) {
 	int fd;
 };
 
-#define GUEST_PAGES	16
-#define GUEST_SIZE	(GUEST_PAGES * PAGE_SIZE)
+#define GUEST_PAGES	nr_units(16, 16, 2)
+#define GUEST_SIZE	(GUEST_PAGES * UNIT)
 
 FIXTURE_SETUP(guest)
 {
-	int i;
+	int i, j;
 
 	self->vm = vm_create_private(1, agent_code, &self->vcpu);
 	self->agent = agent_create(self->vcpu);
 	self->fd = private_memfd(GUEST_SIZE);
 	self->hva = map_shared_half(GUEST_SIZE);
-	for (i = 0; i < GUEST_SIZE / sizeof(uint64_t); i++)
-		self->hva[i] = 0x5ed;
-	virt_map(self->vm, PRIVATE_GPA - GUEST_SIZE, PRIVATE_GPA - GUEST_SIZE, 3 * GUEST_PAGES);
+	for (i = 0; i < GUEST_PAGES; i++)
+		for (j = 0; j < NR_PROBES; j++)
+			probe_write((void *)self->hva + i * UNIT, j, 0x5ed);
+	virt_map_private(self->vm, PRIVATE_GPA - GUEST_SIZE, 3 * GUEST_SIZE);
 }
 
 FIXTURE_TEARDOWN(guest)
@@ -752,11 +757,11 @@ static void guest_walk(guest_data *self, uint64_t gpa, uint64_t nr,
 	agent_run(self->vcpu, self->agent);
 }
 
-static int set_attributes(struct kvm_vm *vm, uint64_t gpa, uint64_t nr, uint64_t attributes)
+static int set_attributes(struct kvm_vm *vm, uint64_t gpa, uint64_t size, uint64_t attributes)
 {
 	struct kvm_memory_attributes attr = {
 		.address = gpa,
-		.size = nr * PAGE_SIZE,
+		.size = size,
 		.attributes = attributes,
 	};
 
@@ -768,12 +773,13 @@ TEST_F(guest, attributes)
 {
 	const uint64_t private = KVM_MEMORY_ATTRIBUTE_PRIVATE;
 	const uint64_t other_gpa = PRIVATE_GPA - GUEST_SIZE;
-	static const struct {
-		int64_t first;
+	const uint64_t all = GUEST_SIZE / PAGE_SIZE, last = all - 1;
+	const struct {
+		int64_t first;		/* pages, not units: attributes know no others */
 		uint64_t nr;
 	} bad[] = {
-		{ 0, 1 }, { 15, 1 }, { 0, 16 }, { 3, 7 }, { -1, 2 }, { -16, 17 },
-		{ -16, 48 }, { 15, 2 }, { 15, 1000 },
+		{ 0, 1 }, { last, 1 }, { 0, all }, { 3, 7 }, { -1, 2 }, { -all, all + 1 },
+		{ -all, 3 * all }, { last, 2 }, { last, last + 1000 },
 	};
 	uint64_t *other = map_shared_half(GUEST_SIZE);
 	int i, on, r, memfd;
@@ -783,7 +789,7 @@ TEST_F(guest, attributes)
 		SKIP(return, "There is no guest_memfd");
 
 	/* Set before the slot comes, for its pages and those around it. */
-	r = set_attributes(self->vm, PRIVATE_GPA, GUEST_PAGES, private);
+	r = set_attributes(self->vm, PRIVATE_GPA, GUEST_SIZE, private);
 	TEST_ASSERT(!r, "KVM_SET_MEMORY_ATTRIBUTES failed: %s", strerror(errno));
 
 	memfd = vm_create_guest_memfd(self->vm, GUEST_SIZE, 0);
@@ -802,7 +808,7 @@ TEST_F(guest, attributes)
 	for (on = 0; on < 2; on++) {
 		for (i = 0; i < ARRAY_SIZE(bad); i++) {
 			r = set_attributes(self->vm, PRIVATE_GPA + bad[i].first * PAGE_SIZE,
-					   bad[i].nr, on ? private : 0);
+					   bad[i].nr * PAGE_SIZE, on ? private : 0);
 			TEST_ASSERT(r == -1 && errno == EINVAL,
 				    "Attributes of %lu pages from %ld: wanted EINVAL, got %d (%s)",
 				    bad[i].nr, bad[i].first, r, strerror(errno));
@@ -814,7 +820,7 @@ TEST_F(guest, attributes)
 	}
 
 	/* The other kind of private memory works as ever, and so does this. */
-	r = set_attributes(self->vm, other_gpa, GUEST_PAGES, private);
+	r = set_attributes(self->vm, other_gpa, GUEST_SIZE, private);
 	TEST_ASSERT(!r, "KVM_SET_MEMORY_ATTRIBUTES failed: %s", strerror(errno));
 	guest_walk(self, other_gpa, GUEST_PAGES, 0, 0x99);
 	TEST_ASSERT_EQ(other[0], 0x88);
@@ -822,13 +828,13 @@ TEST_F(guest, attributes)
 	guest_walk(self, PRIVATE_GPA, GUEST_PAGES / 2, 0x5ee, 0x10);
 	guest_walk(self, PRIVATE_GPA + GUEST_SIZE / 2, GUEST_PAGES / 2, 0x9, AGENT_NOTHING);
 	guest_walk(self, other_gpa, GUEST_PAGES, 0x99, AGENT_NOTHING);
-	r = set_attributes(self->vm, other_gpa, GUEST_PAGES, 0);
+	r = set_attributes(self->vm, other_gpa, GUEST_SIZE, 0);
 	TEST_ASSERT(!r, "KVM_SET_MEMORY_ATTRIBUTES failed: %s", strerror(errno));
 	guest_walk(self, other_gpa, GUEST_PAGES, 0x88, AGENT_NOTHING);
 
 	/* The slot is gone: so is the restriction. */
 	vm_delete_private(self->vm, PRIVATE_SLOT);
-	r = set_attributes(self->vm, PRIVATE_GPA - GUEST_SIZE, 3 * GUEST_PAGES, 0);
+	r = set_attributes(self->vm, PRIVATE_GPA - GUEST_SIZE, 3 * GUEST_SIZE, 0);
 	TEST_ASSERT(!r, "KVM_SET_MEMORY_ATTRIBUTES failed: %s", strerror(errno));
 	close(memfd);
 }
@@ -861,7 +867,7 @@ TEST_F(guest, failed_changes)
 		guest_walk(self, PRIVATE_GPA, GUEST_PAGES / 2, 0x9, AGENT_NOTHING);
 		guest_walk(self, PRIVATE_GPA + GUEST_SIZE / 2, GUEST_PAGES / 2, 0x5ed,
 			   AGENT_NOTHING);
-		TEST_ASSERT_EQ(get_vm_stat(vm, "private_pages"), GUEST_PAGES / 2);
+		TEST_ASSERT_EQ(nr_private_mapped(vm), GUEST_PAGES / 2);
 	}
 
 	/* Content stays with the file, whoever the slot. */
@@ -873,13 +879,15 @@ TEST_F(guest, failed_changes)
 }
 
 /* Offsets that don't fit into 32 bits, in bytes and in pages. */
-TEST_F(guest, huge_offsets)
+TEST_F_TIMEOUT(guest, huge_offsets, TIMEOUT)
 {
-	static const uint64_t offsets[] = { 0, 1ull << 32, 1ull << 44, (1ull << 62) - GUEST_SIZE };
+	const uint64_t offsets[] = { (1ull << 62) - GUEST_SIZE, 1ull << 32, 1ull << 44, 0 };
+	/* All of it stays allocated. */
+	const uint64_t nr = nr_units(ARRAY_SIZE(offsets), ARRAY_SIZE(offsets), 2);
 	int fd = private_memfd(1ull << 62);
 	uint64_t i;
 
-	for (i = 0; i < ARRAY_SIZE(offsets); i++) {
+	for (i = 0; i < nr; i++) {
 		vm_add_private(self->vm, PRIVATE_SLOT, PRIVATE_GPA, GUEST_SIZE, self->hva,
 			       fd, offsets[i]);
 		guest_walk(self, PRIVATE_GPA, GUEST_PAGES, 0x5ed, AGENT_NOTHING);
@@ -887,8 +895,8 @@ TEST_F(guest, huge_offsets)
 		guest_walk(self, PRIVATE_GPA, GUEST_PAGES, 0, 0x100 + i);
 		vm_delete_private(self->vm, PRIVATE_SLOT);
 	}
-	TEST_ASSERT_EQ(memfd_nr_private(fd), ARRAY_SIZE(offsets) * GUEST_PAGES);
-	for (i = 0; i < ARRAY_SIZE(offsets); i++) {
+	TEST_ASSERT_EQ(memfd_nr_private(fd), nr * GUEST_PAGES);
+	for (i = 0; i < nr; i++) {
 		vm_add_private(self->vm, PRIVATE_SLOT, PRIVATE_GPA, GUEST_SIZE, self->hva,
 			       fd, offsets[i]);
 		guest_walk(self, PRIVATE_GPA, GUEST_PAGES, 0x100 + i, AGENT_NOTHING);
@@ -901,27 +909,28 @@ TEST_F(guest, huge_offsets)
 /* Hundreds of slots of one file. */
 TEST_F_TIMEOUT(guest, many_slots, TIMEOUT)
 {
-	const uint64_t nr = min_t(uint64_t, kvm_check_cap(KVM_CAP_NR_MEMSLOTS) - 1, 400);
-	int fd = private_memfd(nr * PAGE_SIZE);
-	void *hva = map_shared_half(nr * PAGE_SIZE);
+	const uint64_t nr = min_t(uint64_t, kvm_check_cap(KVM_CAP_NR_MEMSLOTS) - 1,
+				  nr_units(400, 100, 4));
+	int fd = private_memfd(nr * UNIT);
+	void *hva = map_shared_half(nr * UNIT);
 	uint64_t i;
 
-	virt_map(self->vm, 2 * PRIVATE_GPA, 2 * PRIVATE_GPA, nr);
+	virt_map_private(self->vm, 2 * PRIVATE_GPA, nr * UNIT);
 	for (i = 0; i < nr; i++)
-		vm_add_private(self->vm, i + 1, 2 * PRIVATE_GPA + i * PAGE_SIZE, PAGE_SIZE,
-			       hva + i * PAGE_SIZE, fd, (nr - i - 1) * PAGE_SIZE);
+		vm_add_private(self->vm, i + 1, 2 * PRIVATE_GPA + i * UNIT, UNIT,
+			       hva + i * UNIT, fd, (nr - i - 1) * UNIT);
 	guest_walk(self, 2 * PRIVATE_GPA, nr, 0, 0x5ed);
-	memfd_to_private(fd, 0, nr * PAGE_SIZE);
+	memfd_to_private(fd, 0, nr * UNIT);
 	guest_walk(self, 2 * PRIVATE_GPA, nr, 0, 0x9);
-	memfd_to_shared(fd, nr / 2 * PAGE_SIZE, PAGE_SIZE);
+	memfd_to_shared(fd, nr / 2 * UNIT, UNIT);
 	guest_walk(self, 2 * PRIVATE_GPA, nr - nr / 2 - 1, 0x9, AGENT_NOTHING);
-	guest_walk(self, 2 * PRIVATE_GPA + (nr - nr / 2 - 1) * PAGE_SIZE, 1, 0x5ed, AGENT_NOTHING);
-	guest_walk(self, 2 * PRIVATE_GPA + (nr - nr / 2) * PAGE_SIZE, nr / 2, 0x9, AGENT_NOTHING);
+	guest_walk(self, 2 * PRIVATE_GPA + (nr - nr / 2 - 1) * UNIT, 1, 0x5ed, AGENT_NOTHING);
+	guest_walk(self, 2 * PRIVATE_GPA + (nr - nr / 2) * UNIT, nr / 2, 0x9, AGENT_NOTHING);
 	for (i = 0; i < nr; i += 2)
 		vm_delete_private(self->vm, i + 1);
-	memfd_to_shared(fd, 0, nr * PAGE_SIZE);
+	memfd_to_shared(fd, 0, nr * UNIT);
 	for (i = 1; i < nr; i += 2)
-		guest_walk(self, 2 * PRIVATE_GPA + i * PAGE_SIZE, 1, 0x5ed, AGENT_NOTHING);
+		guest_walk(self, 2 * PRIVATE_GPA + i * UNIT, 1, 0x5ed, AGENT_NOTHING);
 	TEST_ASSERT_EQ(get_vm_stat(self->vm, "private_pages"), 0);
 	close(fd);
 }

@@ -38,7 +38,80 @@
 
 #define PAGES_PER_2M		(SZ_2M / PAGE_SIZE)
 
-/* So many words of a page stand for all of it, the first and the last included. */
+/*
+ * What the private halves consist of.  All that is converted, by the guest and
+ * by the VMM, is converted in units, and tests that speak of pages without
+ * saying of what size mean them.
+ */
+struct private_backing {
+	const char *name;
+	unsigned int store;		/* bit of KVM_CAP_PRIVATE_MEM */
+	unsigned int memfd_flags;
+	const char *shmem_enabled;	/* what to write there, NULL for another store */
+	uint64_t unit;
+	int level;			/* of a mapping of one unit */
+};
+
+/* Tests run on the store that this environment variable says, or on shmem. */
+#define BACKING_ENV		"PRIVATE_MEMFD_BACKING"
+
+#define MEMFD_HUGE_2MB		(21u << MFD_HUGE_SHIFT)
+#define MEMFD_HUGE_1GB		(30u << MFD_HUGE_SHIFT)
+
+static inline const struct private_backing *private_backing(void)
+{
+	static const struct private_backing backings[] = {
+		{ "shmem", PRIVATE_MEM_SHMEM, 0, "never", PAGE_SIZE, PG_LEVEL_4K },
+		{ "shmem-huge", PRIVATE_MEM_SHMEM, 0, "always", PAGE_SIZE, PG_LEVEL_4K },
+		{ "hugetlb-2m", PRIVATE_MEM_HUGETLBFS, MFD_HUGETLB | MEMFD_HUGE_2MB, NULL,
+		  SZ_2M, PG_LEVEL_2M },
+		{ "hugetlb-1g", PRIVATE_MEM_HUGETLBFS, MFD_HUGETLB | MEMFD_HUGE_1GB, NULL,
+		  SZ_1G, PG_LEVEL_1G },
+	};
+	static const struct private_backing *backing;
+	const char *name;
+	int i;
+
+	if (backing)
+		return backing;
+
+	name = getenv(BACKING_ENV) ?: backings[0].name;
+	for (i = 0; i < ARRAY_SIZE(backings) && !backing; i++)
+		if (!strcmp(backings[i].name, name))
+			backing = &backings[i];
+	TEST_ASSERT(backing, BACKING_ENV ": there is no '%s'", name);
+	return backing;
+}
+
+/* For the host only: a guest has no environment. */
+#define UNIT			(private_backing()->unit)
+
+static inline bool backing_is_hugetlb(void)
+{
+	return private_backing()->memfd_flags & MFD_HUGETLB;
+}
+
+static inline bool backing_is_1g(void)
+{
+	return private_backing()->level == PG_LEVEL_1G;
+}
+
+/* Whether aligned ranges of 2 MiB get a folio of this size, or are in one. */
+static inline bool backing_is_huge(void)
+{
+	return backing_is_hugetlb() || strcmp(private_backing()->shmem_enabled, "never");
+}
+
+/*
+ * As many units as a test is about, or, where these are huge, as many as there
+ * is memory and time for.
+ */
+static inline uint64_t nr_units(uint64_t of_4k, uint64_t of_2m, uint64_t of_1g)
+{
+	return backing_is_1g() ? of_1g : backing_is_hugetlb() ? of_2m : of_4k;
+}
+
+/* So many words of a unit stand for all of it, the first and the last included. */
 #define NR_PROBES		3
 
 /* Tests take longer, or shorter, by this environment variable: in percent. */
@@ -49,25 +122,124 @@ static inline unsigned long scaled(unsigned long rounds)
 	return percent ? rounds * atoi_positive("PRIVATE_MEMFD_PERCENT", percent) / 100 : rounds;
 }
 
-static inline uint64_t *probe(void *page, int i)
+static inline uint64_t *probe(void *page, uint64_t size, int i)
 {
-	return page + i * (PAGE_SIZE - sizeof(uint64_t)) / (NR_PROBES - 1) / 8 * 8;
+	return page + i * (size - sizeof(uint64_t)) / (NR_PROBES - 1) / 8 * 8;
 }
 
 static inline uint64_t probe_read(void *page, int i)
 {
-	return READ_ONCE(*probe(page, i));
+	return READ_ONCE(*probe(page, UNIT, i));
 }
 
 static inline void probe_write(void *page, int i, uint64_t value)
 {
-	WRITE_ONCE(*probe(page, i), value);
+	WRITE_ONCE(*probe(page, UNIT, i), value);
 }
 
+/* The knobs of transparent huge pages. */
+#define THP_DIR			"/sys/kernel/mm/transparent_hugepage/"
+
+struct thp_knob {
+	const char *name;
+	char saved[32];
+};
+
+/* That of huge pages by their size says to do what the other one says. */
+static struct thp_knob thp_knobs[] = {
+	{ "enabled" },
+	{ "shmem_enabled" },
+	{ "hugepages-2048kB/shmem_enabled" },
+};
+
+static pid_t thp_saved_by;
+
+/* Returns the setting, which is the word in brackets. */
+static inline void thp_knob_read(struct thp_knob *knob)
+{
+	char path[128], line[128] = "";
+	char *start, *end;
+	FILE *f;
+
+	snprintf(path, sizeof(path), THP_DIR "%s", knob->name);
+	f = fopen(path, "r");
+	if (!f)
+		return;
+	if (fgets(line, sizeof(line), f)) {
+		start = strchr(line, '[');
+		end = strchr(line, ']');
+		if (start && end)
+			snprintf(knob->saved, sizeof(knob->saved), "%.*s",
+				 (int)(end - start - 1), start + 1);
+	}
+	fclose(f);
+}
+
+static inline void thp_knob_write(const char *name, const char *value)
+{
+	char path[128];
+	int fd;
+
+	snprintf(path, sizeof(path), THP_DIR "%s", name);
+	fd = open(path, O_WRONLY);
+	TEST_ASSERT(fd >= 0 && write(fd, value, strlen(value)) == strlen(value),
+		    "Can't write '%s' to %s: %s", value, path, strerror(errno));
+	close(fd);
+}
+
+/* Whether huge pages can be had at all, of anonymous memory and of shmem. */
+static inline bool thp_available(void)
+{
+	return thp_knobs[0].saved[0] && thp_knobs[1].saved[0];
+}
+
+/* Huge pages in the shared halves as they ask for them, in shmem as told. */
+static inline void thp_set(const char *shmem_enabled)
+{
+	thp_knob_write("enabled", "madvise");
+	thp_knob_write("shmem_enabled", shmem_enabled);
+	if (thp_knobs[2].saved[0])
+		thp_knob_write(thp_knobs[2].name, "inherit");
+}
+
+/* Tests are children of the process that has saved the settings. */
+static inline void thp_restore(void)
+{
+	int i;
+
+	if (getpid() != thp_saved_by)
+		return;
+	for (i = 0; i < ARRAY_SIZE(thp_knobs); i++)
+		if (thp_knobs[i].saved[0])
+			thp_knob_write(thp_knobs[i].name, thp_knobs[i].saved);
+}
+
+/* As the backing wants it; tests that change it come back to this. */
+static inline void thp_set_backing(void)
+{
+	if (thp_available())
+		thp_set(private_backing()->shmem_enabled ?: "never");
+}
+
+/*
+ * What each of the tests begins with: there are private slots, and the huge
+ * pages are set up for the rest of the run.
+ */
 static inline void require_private_mem(void)
 {
+	const struct private_backing *backing = private_backing();
+	int i;
+
 	TEST_REQUIRE(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM));
-	TEST_REQUIRE(kvm_check_cap(KVM_CAP_PRIVATE_MEM) & PRIVATE_MEM_SHMEM);
+	TEST_REQUIRE(kvm_check_cap(KVM_CAP_PRIVATE_MEM) & backing->store);
+
+	for (i = 0; i < ARRAY_SIZE(thp_knobs); i++)
+		thp_knob_read(&thp_knobs[i]);
+	if (backing_is_huge() && !backing_is_hugetlb())
+		TEST_REQUIRE(thp_available());
+	thp_saved_by = getpid();
+	atexit(thp_restore);
+	thp_set_backing();
 }
 
 static inline struct kvm_vm *vm_create_private(uint32_t nr_vcpus, void *guest_code,
@@ -90,9 +262,15 @@ static inline int private_memfd_sized(size_t size, unsigned int flags)
 	return fd;
 }
 
+/* Of the store that is tested; with other flags than MFD_INACCESSIBLE, too. */
+static inline int backing_memfd(size_t size, unsigned int flags)
+{
+	return private_memfd_sized(size, private_backing()->memfd_flags | flags);
+}
+
 static inline int private_memfd(size_t size)
 {
-	return private_memfd_sized(size, MFD_INACCESSIBLE);
+	return backing_memfd(size, MFD_INACCESSIBLE);
 }
 
 static inline void memfd_to_private(int fd, off_t offset, off_t len)
@@ -114,12 +292,13 @@ static inline bool memfd_is_private(int fd, off_t offset)
 	return lseek(fd, offset, SEEK_DATA) == offset;
 }
 
+/* In units. */
 static inline uint64_t memfd_nr_private(int fd)
 {
 	struct stat st;
 
 	TEST_ASSERT(!fstat(fd, &st), "fstat() failed: %s", strerror(errno));
-	return st.st_blocks * 512 / PAGE_SIZE;
+	return st.st_blocks * 512 / UNIT;
 }
 
 /* Bind @size bytes of @fd to a new slot.  Returns what the ioctl does. */
@@ -141,6 +320,19 @@ static inline void vm_add_private(struct kvm_vm *vm, uint32_t slot, uint64_t gpa
 static inline void vm_delete_private(struct kvm_vm *vm, uint32_t slot)
 {
 	vm_set_user_memory_region(vm, slot, 0, 0, 0, NULL);
+}
+
+/*
+ * Identity-map guest memory, in mappings of the unit's size: nobody wants to
+ * wait for a quarter of a million of the smallest ones, or to give them memory.
+ * The ends are rounded to units outwards.
+ */
+static inline void virt_map_private(struct kvm_vm *vm, uint64_t gpa, uint64_t size)
+{
+	uint64_t start = align_down(gpa, UNIT);
+
+	virt_map_level(vm, start, start, align_up(gpa + size, UNIT) - start,
+		       private_backing()->level);
 }
 
 /*
@@ -202,6 +394,12 @@ static inline uint64_t get_vm_stat(struct kvm_vm *vm, const char *name)
 	return data;
 }
 
+/* How much of the private half is mapped, in units. */
+static inline uint64_t nr_private_mapped(struct kvm_vm *vm)
+{
+	return get_vm_stat(vm, "private_pages") / (UNIT / PAGE_SIZE);
+}
+
 static inline uint64_t get_vcpu_stat(struct kvm_vcpu *vcpu, const char *name)
 {
 	int fd = vcpu_get_stats_fd(vcpu);
@@ -242,6 +440,7 @@ static inline void assert_memory_fault(struct kvm_vcpu *vcpu, int r, int error,
 
 struct agent {
 	/* In. */
+	uint64_t unit;
 	uint64_t gva;
 	uint64_t nr_pages;
 	struct {
@@ -262,21 +461,22 @@ static inline void agent_walk(struct agent *agent)
 
 	agent->nr_bad = 0;
 	for (i = 0; i < agent->nr_pages; i++) {
-		void *page = (void *)(agent->gva + i * PAGE_SIZE);
+		void *page = (void *)(agent->gva + i * agent->unit);
 		uint64_t expect = agent->page[i].expect;
 		uint64_t write = agent->page[i].write;
 
 		for (j = 0; j < NR_PROBES && expect != AGENT_NOTHING; j++) {
-			uint64_t value = probe_read(page, j);
+			uint64_t *word = probe(page, agent->unit, j);
+			uint64_t value = READ_ONCE(*word);
 
 			if (value == expect || agent->nr_bad++)
 				continue;
-			agent->bad_gva = (uint64_t)probe(page, j);
+			agent->bad_gva = (uint64_t)word;
 			agent->bad_value = value;
 			agent->bad_expect = expect;
 		}
 		for (j = 0; j < NR_PROBES && write != AGENT_NOTHING; j++)
-			probe_write(page, j, write);
+			WRITE_ONCE(*probe(page, agent->unit, j), write);
 	}
 }
 
@@ -292,11 +492,13 @@ static inline void agent_code(struct agent *agent)
 static inline struct agent *agent_create(struct kvm_vcpu *vcpu)
 {
 	vm_vaddr_t gva = vm_vaddr_alloc(vcpu->vm, sizeof(struct agent), KVM_UTIL_MIN_VADDR);
+	struct agent *agent = addr_gva2hva(vcpu->vm, gva);
 
+	agent->unit = UNIT;
 	vcpu_args_set(vcpu, 1, gva);
 	vcpu_run(vcpu);
 	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
-	return addr_gva2hva(vcpu->vm, gva);
+	return agent;
 }
 
 static inline void agent_report(struct agent *agent)
