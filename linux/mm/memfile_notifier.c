@@ -125,8 +125,7 @@ static void memfile_claim(struct memfile_node *node,
 			  struct address_space *mapping, u64 owner)
 {
 	node->owner = owner;
-	mapping_set_unevictable(mapping);
-	mapping_set_inaccessible(mapping);
+	mapping_set_inaccessible(mapping); /* unevictable, too */
 }
 
 /* Once nobody can reach the content, and there is none, nobody owns it. */
@@ -227,6 +226,10 @@ int memfile_bind(struct memfile_binding *binding, struct file *file,
 {
 	struct inode *inode = file_inode(file);
 	int error;
+
+	/* Don't wait for the lock of just any file; asked again under it. */
+	if (!memfile_find_store(file))
+		return -EINVAL;
 
 	binding->file = get_file(file);
 	binding->ops = ops;

@@ -43,8 +43,8 @@ enum memfile_event {
 /**
  * struct memfile_notifier_ops - what a backing store tells a consumer
  *
- * Every callback runs with the node's semaphore held for read, which keeps the
- * binding, and with it the consumer, alive: a callback needs no reference of
+ * Every callback runs with the node's semaphore held, for read or write, which
+ * keeps the binding, and with it the consumer, alive: it needs no reference of
  * its own, and must not take one that it might have to drop as the last.
  * Callbacks may sleep, but must not allocate memory in a way that can enter
  * reclaim, touch user memory, wait for a grace period, or take mmap_lock, a
@@ -58,8 +58,10 @@ struct memfile_notifier_ops {
 	 * change as @event says. On return nothing may be mapped that the
 	 * change makes wrong (%MEMFILE_ALLOCATED: the other, shared half;
 	 * %MEMFILE_FREED: pages of the file), and no mapping that overlaps the
-	 * range may be made until @invalidate_end. Called under the inode lock,
-	 * which stays held until the matching @invalidate_end has returned.
+	 * range may be made until @invalidate_end. There may be pages in the
+	 * range that are what they become already: they do not change. Called
+	 * under the inode lock, which stays held until the matching
+	 * @invalidate_end has returned.
 	 */
 	void (*invalidate_start)(struct memfile_binding *binding, pgoff_t start,
 				 pgoff_t end, enum memfile_event event);
@@ -110,8 +112,8 @@ struct memfile_pfn_ops {
  * @list: in the table of stores
  * @id: one of MEMFILE_STORE_*
  * @pfn_ops: its services
- * @owns: whether @file is an inaccessible file of this store; called under the
- *        inode lock
+ * @owns: whether @file is an inaccessible file of this store; the answer counts
+ *        under the inode lock
  */
 struct memfile_backing_store {
 	struct list_head list;

@@ -209,7 +209,6 @@ bool kvm_memfile_has_private(const struct kvm_memory_slot *slot, gfn_t start,
 	return memfd_next_allocated(slot->memfile->binding.file->f_mapping,
 				    first, last) < last;
 }
-EXPORT_SYMBOL_GPL(kvm_memfile_has_private);
 
 static int kvm_memfile_get_page(const struct kvm_memory_slot *slot, gfn_t gfn,
 				struct page **page, unsigned int *order)
@@ -243,7 +242,6 @@ int kvm_memfile_get_pfn(struct kvm *kvm, const struct kvm_memory_slot *slot,
 				  r ? 0 : *order, r);
 	return r;
 }
-EXPORT_SYMBOL_GPL(kvm_memfile_get_pfn);
 
 /*
  * KVM's own accesses to a private page: within one page, may sleep. They return
@@ -333,4 +331,3 @@ int kvm_memfile_cmpxchg(const struct kvm_memory_slot *slot, gfn_t gfn,
 	kvm_memfile_unmap(page, va);
 	return !done;
 }
-EXPORT_SYMBOL_GPL(kvm_memfile_cmpxchg);

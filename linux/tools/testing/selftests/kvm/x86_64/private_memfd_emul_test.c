@@ -231,6 +231,10 @@ asm(".pushsection .rodata\n"
 	"1:\n"
 	KVM_FEP "ret\n"
 
+	"asm_fep_sgdt:\n"
+	KVM_FEP "sgdt (%rdi)\n"
+	"	outb %al, $0x10\n"
+
 	"asm_fep_movs:\n"
 	"	cld\n"
 	KVM_FEP "rep movsb\n"
@@ -1329,6 +1333,15 @@ TEST_F(emul, holes_when_forced)
 	fill_hole(self, SPARE + 4);
 	run_to_end(self);
 	TEST_ASSERT_EQ(guest_load(self, gva_of(SPARE + 4) - 4), 0x1122334455667788ull);
+
+	/* What KVM takes for an access by the system. */
+	pr_info("# sgdt\n");
+	self->regs.rdi = gva_of(SPARE + 8);
+	set_start(self, LABEL(fep_sgdt));
+	run_to_hole(self, SPARE + 8);
+	fill_hole(self, SPARE + 8);
+	run_to_end(self);
+	TEST_ASSERT(guest_load(self, gva_of(SPARE + 8)), "SGDT has stored nothing");
 
 	/* The page table. */
 	pr_info("# page walk\n");
