@@ -19,7 +19,7 @@
 
 #include "private_memfd.h"
 
-#define TIMEOUT		300
+#define TIMEOUT		900
 
 #define PAGES_OF(level)	(PG_LEVEL_SIZE(level) / PAGE_SIZE)
 #define MAX_TOUCHED	64
