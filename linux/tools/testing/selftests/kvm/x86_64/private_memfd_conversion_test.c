@@ -1108,6 +1108,74 @@ TEST_F_TIMEOUT(conversion, neighbour_faults, TIMEOUT)
 }
 
 /*
+ * The same with a long time between start and end: the 2 MiB that become private
+ * are in many slots, all of which have to be told.  The first of them ends in
+ * the middle of a huge page of the shared half, whose first half stays shared.
+ */
+TEST_F_TIMEOUT(conversion, neighbour_faults_many_slots, TIMEOUT)
+{
+	const uint64_t end = now_ms() + scaled(3000);
+	struct kvm_vcpu *vcpu;
+	struct race *race;
+	struct kvm_vm *vm;
+	pthread_t thread;
+	uint64_t i, rounds;
+	vm_vaddr_t gva;
+	void *hva;
+	int fd;
+
+	if (backing_is_hugetlb())
+		SKIP(return, "A unit is one huge page, and has one slot");
+
+	vm = vm_create_private(1, race_code, &vcpu);
+	gva = vm_vaddr_alloc_page(vm);
+	vcpu_args_set(vcpu, 1, gva);
+	race = addr_gva2hva(vm, gva);
+	memset(race, 0, sizeof(*race));
+
+	hva = map_shared_half(2 * SZ_2M);
+	fd = private_memfd(2 * SZ_2M);
+	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, SZ_2M, hva, fd, SZ_1M);
+	virt_map_private(vm, PRIVATE_GPA, SZ_2M);
+	for (i = 0; i < PAGES_PER_2M / 2; i++)
+		vm_add_private(vm, PRIVATE_SLOT + 1 + i, PRIVATE_GPA + 2 * SZ_2M + i * PAGE_SIZE,
+			       PAGE_SIZE, hva + SZ_2M + i * PAGE_SIZE, fd,
+			       SZ_2M + SZ_1M + i * PAGE_SIZE);
+	pthread_create(&thread, NULL, race_thread, vcpu);
+
+	for (rounds = 0; now_ms() < end || rounds < 50; rounds++) {
+		uint64_t value = random() | 1ull << 40, old;
+		uint64_t g = random() % (PAGES_PER_2M / 2) * PAGE_SIZE;
+		uint64_t p = SZ_1M + random() % (PAGES_PER_2M / 2) * PAGE_SIZE;
+		uint64_t *shared_p = hva + p, *shared_g = hva + g;
+
+		mprotect(hva, SZ_2M, PROT_NONE);
+		mprotect(hva, SZ_2M, PROT_READ | PROT_WRITE);
+		WRITE_ONCE(*shared_p, value + 1);
+		WRITE_ONCE(*shared_g, value + 2);
+
+		race_start(race, PRIVATE_GPA + g, value, random_delay());
+		memfd_to_private(fd, SZ_2M, SZ_2M);
+		old = race_end(race);
+		TEST_ASSERT(old == value + 2 && READ_ONCE(*shared_g) == value,
+			    "Shared neighbour: %#lx for %#lx, then %#lx for %#lx",
+			    old, value + 2, *shared_g, value);
+
+		old = race_exchange(race, PRIVATE_GPA + p, value + 3);
+		TEST_ASSERT(!old && READ_ONCE(*shared_p) == value + 1,
+			    "New private page: %#lx for 0, shared half %#lx for %#lx",
+			    old, READ_ONCE(*shared_p), value + 1);
+		memfd_to_shared(fd, SZ_2M, SZ_2M);
+	}
+	pr_info("# %lu conversions in %lu slots\n", rounds, PAGES_PER_2M / 2 + 1);
+
+	WRITE_ONCE(race->go, AGENT_NOTHING);
+	pthread_join(thread, NULL);
+	kvm_vm_free(vm);
+	close(fd);
+}
+
+/*
  * Two vCPUs exchange a word in each of their pages, over and over, while pages
  * are converted at random under them.  A guest doesn't know which half it is
  * on, but it knows what may be there:
