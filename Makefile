@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 # The only interface: each verb is a tool in tools/. `make` prints help.
 
-verbs := kernel test demo boot refresh series check bisect breaks compare bench tree
+verbs := kernel test demo boot refresh series check bisect breaks compare bench tree man forward
 
 # On the command line or in the environment; the tools read them there.
-export LINUX OUT BUILD KERNEL T G B LIST J ACCEL SCALE SHOW FORCE FULL BENCH QEMU_ARGS
+export LINUX OUT BUILD KERNEL T G B LIST J ACCEL SCALE SHOW FORCE FULL BENCH QEMU_ARGS MAN_PAGES TO
 ifneq ($(origin CC),default)
 export CC
 endif
@@ -26,6 +26,8 @@ clean:
 #: make boot      a shell in the guest
 #: make refresh   commits of build/linux back into patches/ and linux/
 #: make series    the series as numbered mails in build/out/series/
+#: make man       the man pages, as they read with what the series adds
+#: make forward   carry the series to another kernel: TO=VERSION of Debian's linux-source, or a tarball
 #: make breaks    break each rule of the design on purpose, and see its test go red; B=NAME or pattern: tests/breaks
 #: make clean     remove build/
 #:

@@ -25,7 +25,7 @@
  *
  *   kvm->slots_lock
  *     inode->i_rwsem		bind, unbind, and the whole of start ... end
- *       hugetlb fault mutex
+ *       hugetlb fault mutex	when a file on hugetlbfs is sealed
  *         folio lock
  *           memfile_node->sem	written by bind and unbind, read inside start,
  *				inside end and inside memory failure
