@@ -15,7 +15,7 @@
 
 #include "vmm.h"
 
-#define OTHER_GPA	(1UL << 40)	/* where no slot is */
+#define OTHER_GPA	(2 * RAM_MAX)	/* where no slot is */
 #define OTHER_SLOT	100		/* which is no slot yet */
 
 struct target {

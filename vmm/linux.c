@@ -163,7 +163,18 @@ static int take_damage(struct session *s)
 	return 0;
 }
 
-static int run_guest(struct session *s)
+/* From under its feet, one huge page after the other. The content is lost. */
+static void take_away(struct session *s)
+{
+	off_t off, size = s->ram.config.size;
+
+	for (off = 0; off < size; off += HUGE_SIZE)
+		if (fallocate(s->ram.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off, HUGE_SIZE))
+			failed("punching a hole at %#lx", off);
+	printf("  %llu KiB are private, as lseek says\n", ram_private_bytes(&s->ram) >> 10);
+}
+
+static int run_guest(struct session *s, const struct options *opt)
 {
 	printf("- the guest boots\n");
 	if (run_to(s, STEP_UP))
@@ -178,7 +189,11 @@ static int run_guest(struct session *s)
 		return -1;
 	printf("- the guest works, this process searches\n");
 	s->search = search_start(&s->vm, &s->needle, s->gpa, SECRET_PAGES);
-	if (!s->search || run_to(s, STEP_WORKED) || take_work(s))
+	if (!s->search)
+		return -1;
+	if (opt->take_away)
+		take_away(s);
+	if (run_to(s, STEP_WORKED) || take_work(s))
 		return -1;
 	if (run_to(s, STEP_DAMAGE) || take_damage(s))
 		return -1;
@@ -248,7 +263,7 @@ int run_linux(const struct options *opt)
 	s = (struct session){ .deadline = opt->deadline };
 	if (!ram_create(&s.ram, &opt->ram) && !vm_create(&s.vm, &s.ram, &opt->vm) &&
 	    !load(&s, opt, &entry) && !vm_set_up(&s.vm, &entry) && !vm_start(&s.vm)) {
-		ret = run_guest(&s) || run_to_end(&s) ? -1 : 0;
+		ret = run_guest(&s, opt) || run_to_end(&s) ? -1 : 0;
 		if (s.search)
 			search_stop(s.search, &ignored);
 		vm_stop(&s.vm);

@@ -27,9 +27,10 @@ static const char usage[] =
 	"  -n N     vCPUs (default: 1)\n"
 	"  -b STORE shmem or hugetlb, for private and lazy (default: shmem)\n"
 	"  -s SIZE  cut RAM into slots of at most so much\n"
-	"  -c       seal the file at birth: what is loaded is in shared memory\n"
+	"  -c       seal the file at birth: what is loaded is, and stays, in shared memory\n"
 	"  -p       offer the guest all of KVM's paravirtual features\n"
 	"  -v       show what the kernel says\n"
+	"  -x       take all RAM away from the guest at work, and see what happens\n"
 	"The small guest:\n"
 	"  -g FILE  its image (default: guest.bin beside this program)\n"
 	"  -i FILE  input to hash (default: this program), at most 256 KiB of it\n"
@@ -200,7 +201,7 @@ static const char *beside(const char *argv0, const char *name)
 
 static __u64 parse_size(const char *word)
 {
-	__u64 size = parse_number(word, 32UL << 20, 1UL << 40);
+	__u64 size = parse_number(word, HUGE_SIZE, RAM_MAX);
 
 	if (size % HUGE_SIZE)
 		wrong("not a multiple of 2M", word);
@@ -213,7 +214,7 @@ static void check_options(struct options *opt, bool for_linux, bool for_small)
 	if (opt->boot.kernel && for_small)
 		wrong("not with -k", "-g, -i, -o");
 	if (!opt->boot.kernel && for_linux)
-		wrong("only with -k", "-r, -a, -m, -n, -b, -s, -p, -v");
+		wrong("only with -k", "-a, -b, -m, -n, -p, -r, -s, -v, -x");
 	if (!opt->boot.kernel && opt->ram.kind == RAM_GUEST_MEMFD)
 		wrong("only with -k", "guest_memfd");
 	if (!opt->boot.kernel) {
@@ -241,8 +242,8 @@ static void parse(struct options *opt, int argc, char **argv)
 		.input = "/proc/self/exe",
 	};
 	opt->ram.kind = pick(argc > 1 ? argv[1] : "no kind of RAM", kinds);
-	while ((c = getopt(argc - 1, argv + 1, "a:b:cdg:i:k:m:n:opr:s:t:v")) != -1) {
-		for_linux |= strchr("abmnprsv", c) != NULL;
+	while ((c = getopt(argc - 1, argv + 1, "a:b:cdg:i:k:m:n:opr:s:t:vx")) != -1) {
+		for_linux |= strchr("abmnprsvx", c) != NULL;
 		for_small |= strchr("gio", c) != NULL;
 		switch (c) {
 		case 'a':
@@ -289,6 +290,9 @@ static void parse(struct options *opt, int argc, char **argv)
 			break;
 		case 'v':
 			opt->verbose = true;
+			break;
+		case 'x':
+			opt->take_away = true;
 			break;
 		default:
 			fprintf(stderr, "%s", usage);

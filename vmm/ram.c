@@ -312,6 +312,9 @@ int ram_fill(struct ram *ram, __u64 gpa, const void *data, size_t len)
 		return 0;
 	}
 	if (ram->window) {
+		/* An empty pool is to be an error, not a SIGBUS. */
+		if (fallocate(ram->fd, FALLOC_FL_KEEP_SIZE, off, len))
+			return failed("filling guest RAM");
 		memcpy(ram->window + off, data, len);
 		return 0;
 	}

@@ -109,6 +109,9 @@ struct ram_config {
 	__u64 slot_size;	/* cut into slots of at most so much, or 0 */
 };
 
+/* Twice that is an address that any processor has. */
+#define RAM_MAX		(1UL << 37)
+
 /* The hole for devices: RAM continues after it. */
 #define RAM_HOLE_START	0xc0000000UL
 #define RAM_HOLE_END	0x100000000UL
@@ -432,7 +435,7 @@ struct options {
 	const char *append;
 	const char *guest, *input;
 	__u32 mailbox_flags;
-	bool verbose, debug;
+	bool verbose, debug, take_away;
 	double deadline;
 };
 
