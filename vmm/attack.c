@@ -478,10 +478,11 @@ enum {
 
 /*
  * What private RAM has to answer is @want, or @or where the ABI leaves open
- * which of two reasons comes first. ALIAS: this goes to the shared half, which
- * is the VMM's own; it may succeed, but without any effect on the content.
- * What ordinary RAM has to answer is success, or @control. UNTRIED: it would
- * succeed, and the control run could not go on.
+ * which of two reasons comes first; @hugetlb where hugetlbfs has no such call,
+ * or had none when the file was opened, which was before the seal. ALIAS: this
+ * goes to the shared half, which is the VMM's own; it may succeed, but without
+ * any effect on the content. What ordinary RAM has to answer is success, or
+ * @control. UNTRIED: it would succeed, and the control run could not go on.
  */
 #define ALIAS	-1
 #define UNTRIED	-1
@@ -491,7 +492,7 @@ static const struct attempt {
 	int does;
 	ssize_t (*fn)(struct target *t);
 	int arg;
-	int want, or, control;
+	int want, or, control, hugetlb;
 } attempts[] = {
 	{ "read", READ, try_read, 0, EPERM },
 	{ "pread", READ, try_pread, 0, EPERM },
@@ -500,10 +501,10 @@ static const struct attempt {
 	{ "pread in another process", READ, try_child_pread, 0, EPERM },
 	{ "reopen read-only, pread", READ, try_reopen_pread, O_RDONLY, EPERM },
 	{ "reopen read-write, pread", READ, try_reopen_pread, O_RDWR, EPERM },
-	{ "open_by_handle_at, pread", READ, try_handle_pread, 0, EPERM },
-	{ "sendfile to a file", READ, try_sendfile, 0, EPERM },
-	{ "splice to a pipe", READ, try_splice, 0, EPERM },
-	{ "copy_file_range to a file", READ, try_copy_file_range, 0, EPERM },
+	{ "open_by_handle_at, pread", READ, try_handle_pread, 0, EPERM, .hugetlb = EOPNOTSUPP },
+	{ "sendfile to a file", READ, try_sendfile, 0, EPERM, .hugetlb = EINVAL },
+	{ "splice to a pipe", READ, try_splice, 0, EPERM, .hugetlb = EINVAL },
+	{ "copy_file_range to a file", READ, try_copy_file_range, 0, EPERM, .hugetlb = EXDEV },
 	{ "mmap shared, none", READ, try_mmap_shared, PROT_NONE, EPERM },
 	{ "mmap shared, read", READ, try_mmap_shared, PROT_READ, EPERM },
 	{ "mmap shared, read-write", READ, try_mmap_shared, PROT_READ | PROT_WRITE, EPERM },
@@ -518,13 +519,13 @@ static const struct attempt {
 	{ "alias: a child's /proc/PID/mem", READ, try_child_proc_mem, 0, ALIAS },
 	{ "alias: a child's ptrace", READ, try_child_ptrace, 0, ALIAS },
 
-	{ "write", WRITE, try_write, 0, EPERM },
-	{ "pwrite", WRITE, try_pwrite, 0, EPERM },
-	{ "pwritev", WRITE, try_pwritev, 0, EPERM },
+	{ "write", WRITE, try_write, 0, EPERM, .hugetlb = EINVAL },
+	{ "pwrite", WRITE, try_pwrite, 0, EPERM, .hugetlb = EINVAL },
+	{ "pwritev", WRITE, try_pwritev, 0, EPERM, .hugetlb = EINVAL },
 	{ "reopen, pwrite", WRITE, try_reopen_pwrite, 0, EPERM },
-	{ "sendfile from a file", WRITE, try_sendfile_in, 0, EPERM },
-	{ "splice from a pipe", WRITE, try_splice_in, 0, EPERM },
-	{ "copy_file_range from a file", WRITE, try_copy_file_range_in, 0, EPERM },
+	{ "sendfile from a file", WRITE, try_sendfile_in, 0, EPERM, .hugetlb = EINVAL },
+	{ "splice from a pipe", WRITE, try_splice_in, 0, EPERM, .hugetlb = EINVAL },
+	{ "copy_file_range from a file", WRITE, try_copy_file_range_in, 0, EPERM, .hugetlb = EXDEV },
 	{ "mmap, store", WRITE, try_map_write, 0, EPERM },
 	{ "punch half a page", WRITE, try_punch_half_page, 0, EINVAL },
 	{ "alias: store", WRITE, try_alias_store, 0, ALIAS },
@@ -540,14 +541,9 @@ static const struct attempt {
 	{ "F_SEAL_WRITE", SHAPE, try_seal, F_SEAL_WRITE, EPERM, 0, EBUSY },
 };
 
-/* Errors that the VFS, hugetlbfs or guest_memfd find before the seal is asked. */
-static bool is_other_refusal(const struct ram *ram, ssize_t ret)
+static int wanted(const struct attempt *a, const struct ram *ram)
 {
-	if (ram->config.hugetlb)
-		return ret == -EINVAL;
-	if (ram->config.kind == RAM_GUEST_MEMFD)
-		return ret < 0;
-	return false;
+	return ram->config.hugetlb && a->hugetlb ? a->hugetlb : a->want;
 }
 
 static bool as_wanted(const struct attempt *a, const struct ram *ram, ssize_t ret, bool leaked)
@@ -560,8 +556,7 @@ static bool as_wanted(const struct attempt *a, const struct ram *ram, ssize_t re
 		return ret > 0 && (leaked || a->does == WRITE);
 	if (leaked)
 		return false;
-	return a->want == ALIAS || ret == -a->want || (a->or && ret == -a->or) ||
-	       is_other_refusal(ram, ret);
+	return a->want == ALIAS || ret == -wanted(a, ram) || (a->or && ret == -a->or);
 }
 
 static void report(const struct attempt *a, const struct ram *ram, ssize_t ret, bool leaked)
@@ -583,7 +578,7 @@ static void report(const struct attempt *a, const struct ram *ram, ssize_t ret, 
 	if (!ram_is_private(ram) || a->want == ALIAS)
 		check(ok, "%-34s %s", a->name, got);
 	else
-		check(ok, "%-34s %s (want %s)", a->name, got, strerrorname_np(a->want));
+		check(ok, "%-34s %s (want %s)", a->name, got, strerrorname_np(wanted(a, ram)));
 }
 
 static int prepare(struct target *t, struct vm *vm)

@@ -58,7 +58,7 @@ refuse 'a kernel of garbage under a good header' 1 'triple fault|watchdog|gave u
 refuse 'no such initrd' 1 'none: No such file' private -k bzImage -r "$tmp/none"
 truncate -s 300M "$tmp/big"
 refuse 'an initrd larger than RAM' 1 'big does not fit' private -k bzImage -r "$tmp/big"
-refuse 'garbage for an initrd' 1 'the guest ended early' private -k bzImage -r "$tmp/garbage" -t 60
+refuse 'garbage for an initrd' 1 'the guest ended early' private -k bzImage -r "$tmp/garbage" -t 250
 rm -f "$tmp/big"
 
 # --- options
@@ -85,19 +85,19 @@ echo 200M > /sys/fs/cgroup/vmm-bad/memory.max
 ) > "$tmp/out" 2>&1
 result 'more RAM than the cgroup may have' 1 'allocating 1024 MiB.*Cannot allocate memory' $?
 (
-	sh -c 'echo $$ > /sys/fs/cgroup/vmm-bad/cgroup.procs; exec ./vmm lazy -k bzImage -m 1G -t 60'
+	sh -c 'echo $$ > /sys/fs/cgroup/vmm-bad/cgroup.procs; exec ./vmm lazy -k bzImage -m 1G -t 250'
 ) > "$tmp/out" 2>&1
 result '... found out when the guest wants it' 1 'memory fault at .*Cannot allocate memory' $?
 rmdir /sys/fs/cgroup/vmm-bad
 
 # --- guests that die
-refuse 'a guest that panics' 1 'the guest ended early, by the' private -k bzImage -a rdinit=/none -t 60
-refuse 'a guest that triple-faults' 1 'triple fault' private -k bzImage -a 'rdinit=/none reboot=t' -t 60
+refuse 'a guest that panics' 1 'the guest ended early, by the' private -k bzImage -a rdinit=/none -t 250
+refuse 'a guest that triple-faults' 1 'triple fault' private -k bzImage -a 'rdinit=/none reboot=t' -t 250
 refuse 'all of its state is told' 1 'private, as lseek says' \
-	private -k bzImage -a 'rdinit=/none reboot=t' -t 60 -d
+	private -k bzImage -a 'rdinit=/none reboot=t' -t 250 -d
 refuse 'a guest that hangs' 1 'the watchdog stops' private -k bzImage -a rdinit=/bin/sh -t 8
-refuse 'RAM taken from under a running guest' 1 'triple fault|ended early|gave up|watchdog' private -k bzImage -x -t 30
-refuse 'the same with nothing behind it' 1 'triple fault|ended early|gave up|watchdog' lazy -k bzImage -x -t 30
+refuse 'RAM taken from under a running guest' 1 'triple fault|ended early|gave up|watchdog' private -k bzImage -x -t 100
+refuse 'the same with nothing behind it' 1 'triple fault|ended early|gave up|watchdog' lazy -k bzImage -x -t 100
 
 # --- stopped from outside
 stop 'Ctrl-C' INT 'stopped by Interrupt' 3 private -k bzImage

@@ -95,24 +95,10 @@ static __u64 sum_made_of(__u64 seed, __u64 words)
 	return sum;
 }
 
-static void hash_stream(__u64 seed, __u8 *digest)
-{
-	struct sha256 s;
-	__u64 i, word;
-
-	sha256_init(&s);
-	for (i = 0; i < STREAM_SIZE / sizeof(word); i++) {
-		word = made_of(seed, i);
-		sha256_update(&s, &word, sizeof(word));
-	}
-	sha256_final(&s, digest);
-}
-
 static int take_work(struct session *s)
 {
 	__u8 digest[SHA256_SIZE];
 	struct work work;
-	int i;
 
 	if (take(s, &work, sizeof(work), "what it computed"))
 		return -1;
@@ -120,11 +106,8 @@ static int take_work(struct session *s)
 		return refused("the guest worked on %llu MiB, more than it has", work.memory >> 20);
 	check(work.sum == sum_made_of(s->seed, work.memory / sizeof(work.sum)),
 	      "the sum of %llu MiB of its memory, %016llx, is the VMM's", work.memory >> 20, work.sum);
-	hash_stream(s->seed, digest);
-	printf("  guest's SHA-256 of the stream ");
-	for (i = 0; i < SHA256_SIZE; i++)
-		printf("%02x", work.stream[i]);
-	putchar('\n');
+	sha256_made_of(s->seed, STREAM_SIZE / 8, digest);
+	print_digest("guest's SHA-256 of 4 MiB made of the seed", work.stream);
 	check(!memcmp(work.stream, digest, sizeof(digest)), "... is the VMM's");
 	check(work.cpus == s->vm.config.nr_vcpus, "it ran on %u vCPUs of %u", work.cpus,
 	      s->vm.config.nr_vcpus);

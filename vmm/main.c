@@ -17,7 +17,7 @@
 
 static const char usage[] =
 	"usage: vmm private|lazy|ordinary|guest_memfd [options]\n"
-	"  -t N     watchdog, in seconds (default: 300)\n"
+	"  -t N     watchdog, in seconds (default: 900)\n"
 	"  -d       say all about the guest's state at the end\n"
 	"Linux:\n"
 	"  -k FILE  boot this kernel (bzImage); without it: the small guest\n"
@@ -101,6 +101,16 @@ void untried(const char *fmt, ...)
 	va_end(ap);
 	said(stdout, "\n");
 	skipped++;
+}
+
+void print_digest(const char *what, const __u8 *digest)
+{
+	int i;
+
+	printf("  %s ", what);
+	for (i = 0; i < SHA256_SIZE; i++)
+		printf("%02x", digest[i]);
+	putchar('\n');
 }
 
 double now(void)
@@ -231,7 +241,7 @@ static void parse(struct options *opt, int argc, char **argv)
 	static const char *const kinds[] = { "private", "lazy", "ordinary", "guest_memfd", NULL };
 	static const char *const stores[] = { "shmem", "hugetlb", NULL };
 	bool for_linux = false, for_small = false;
-	unsigned int timeout = 300;
+	unsigned int timeout = 900;
 	int c;
 
 	*opt = (struct options){

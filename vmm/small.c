@@ -33,16 +33,6 @@ static void hash(const void *key, size_t key_len, const void *data, size_t len, 
 	sha256_final(&s, digest);
 }
 
-static void print_digest(const char *what, const __u8 *digest)
-{
-	int i;
-
-	printf("  %s ", what);
-	for (i = 0; i < SHA256_SIZE; i++)
-		printf("%02x", digest[i]);
-	putchar('\n');
-}
-
 static int fill_mailbox(struct session *s, const struct options *opt)
 {
 	ssize_t len;

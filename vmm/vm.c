@@ -518,25 +518,29 @@ static void kicked(int sig)
 	(void)sig;
 }
 
-void vm_block_signals(void)
+static sigset_t end_signals(void)
 {
 	sigset_t set;
 
 	sigemptyset(&set);
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGTERM);
+	return set;
+}
+
+void vm_block_signals(void)
+{
+	sigset_t set = end_signals();
+
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 
 int vm_start(struct vm *vm)
 {
 	struct sigaction sa = { .sa_handler = kicked };
+	sigset_t set = end_signals();
 	unsigned int i;
-	sigset_t set;
 
-	sigemptyset(&set);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGTERM);
 	sigaction(SIGUSR1, &sa, NULL);
 	vm->doorbell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	vm->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);

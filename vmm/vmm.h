@@ -85,6 +85,9 @@ bool check(bool ok, const char *fmt, ...) __printf(2, 3);
 /* The same, "skip": not tried here. The verdict says how many there were. */
 void untried(const char *fmt, ...) __printf(1, 2);
 
+/* A line with a SHA-256. */
+void print_digest(const char *what, const __u8 *digest);
+
 /* Seconds of the monotonic clock. */
 double now(void);
 

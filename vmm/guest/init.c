@@ -268,19 +268,6 @@ static void storm(struct work *work)
 	work->files = (FORKS - FORKS / EXEC_EVERY) * (FILES / FORKS + 1);
 }
 
-static void hash_stream(struct work *work)
-{
-	struct sha256 s;
-	__u64 i, word;
-
-	sha256_init(&s);
-	for (i = 0; i < STREAM_SIZE / sizeof(word); i++) {
-		word = made_of(seed, i);
-		sha256_update(&s, &word, sizeof(word));
-	}
-	sha256_final(&s, work->stream);
-}
-
 static void work(void)
 {
 	struct work work = { .magic = WORK_MAGIC };
@@ -290,7 +277,7 @@ static void work(void)
 	printf("init: memory\n");
 	work_on_memory(&work);
 	printf("init: SHA-256\n");
-	hash_stream(&work);
+	sha256_made_of(seed, STREAM_SIZE / 8, work.stream);
 	send_data(&work, sizeof(work));
 }
 
