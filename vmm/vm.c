@@ -197,6 +197,7 @@ static void set_features(const struct vm *vm, struct kvm_cpuid_entry2 *e)
 {
 	switch (e->function) {
 	case 1:
+		e->ecx |= 1U << 31;			/* there is a hypervisor */
 		if (vm->config.irqchip && cap(vm->kvm, KVM_CAP_TSC_DEADLINE_TIMER))
 			e->ecx |= 1U << 24;
 		e->ecx &= ~(1U << 5);			/* VMX */
