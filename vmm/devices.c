@@ -17,7 +17,7 @@
 #define KEYBOARD_DATA	0x60
 #define KEYBOARD_RESET	0xfe
 #define CMOS_DATA	0x71
-#define DATA_MAX	(1UL << 20)
+#define DATA_MAX	(64UL << 10)
 #define PM1_SLEEP_ENABLE	(1U << 13)
 #define PM1_SCI_ENABLE	(1U << 0)
 
@@ -198,18 +198,18 @@ void devices_type(struct devices *dev, const void *bytes, size_t len)
 
 /* --- data of the guest's --- */
 
-static void take_byte(struct devices *dev, __u8 byte)
+static void take_data(struct devices *dev, const void *from, unsigned int size)
 {
-	__u8 *data;
+	__u8 *data = dev->data;
 
-	/* In steps of a page; a guest that sends too much loses the rest. */
-	if (dev->data_len % PAGE_SIZE == 0) {
-		data = dev->data_len < DATA_MAX ? realloc(dev->data, dev->data_len + PAGE_SIZE) : NULL;
-		if (!data)
-			return;
-		dev->data = data;
-	}
-	dev->data[dev->data_len++] = byte;
+	/* A guest that sends too much loses the rest. */
+	if (!data)
+		data = malloc(DATA_MAX);
+	if (!data || dev->data_len + size > DATA_MAX)
+		return;
+	dev->data = data;
+	memcpy(data + dev->data_len, from, size);
+	dev->data_len += size;
 }
 
 void *devices_take_data(struct devices *dev, size_t *len)
@@ -261,7 +261,7 @@ static enum vm_event out(struct devices *dev, __u16 port, const void *data, unsi
 		console(dev, val);
 		break;
 	case PORT_DATA:
-		take_byte(dev, val);
+		take_data(dev, data, size);
 		break;
 	case PORT_STEP:
 		dev->step = val;

@@ -34,8 +34,8 @@
 
 /*
  * Ports, written by the guest. PORT_CONSOLE takes text, a byte at a time or as
- * a string instruction, and so does PORT_DATA with what the VMM is to know at
- * the next step. PORT_STEP takes 32 bits, enum step: "your turn", and the guest
+ * a string instruction; PORT_DATA the same way, in bytes or words, what the VMM
+ * is to know at the next step. PORT_STEP takes 32 bits, enum step: "your turn", and the guest
  * goes on when the VMM has done its part. PORT_EXIT takes 32 bits, how many of
  * the guest's checks failed, and ends the guest.
  */
