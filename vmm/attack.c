@@ -383,7 +383,8 @@ static ssize_t do_parent_ptrace(struct target *t)
 	size_t i, words = PAGE_SIZE / sizeof(long);
 	ssize_t ret = PAGE_SIZE;
 
-	if (ptrace(PTRACE_SEIZE, t->arg, NULL, NULL) || ptrace(PTRACE_INTERRUPT, t->arg, NULL, NULL) ||
+	if (ptrace(PTRACE_SEIZE, t->arg, NULL, NULL) ||
+	    ptrace(PTRACE_INTERRUPT, t->arg, NULL, NULL) ||
 	    waitpid(t->arg, NULL, __WALL) != t->arg)
 		return -errno;
 	for (i = 0, errno = 0; i < words && !errno; i++)
@@ -632,7 +633,8 @@ int attack(struct vm *vm, const struct needle *needle, const __u64 *gpa, unsigne
 	return writes;
 }
 
-int attack_read(struct vm *vm, const struct needle *needle, __u64 gpa, struct search_result *result)
+int attack_read(struct vm *vm, const struct needle *needle, __u64 gpa,
+		struct search_result *result)
 {
 	struct target t;
 	int found = 0;

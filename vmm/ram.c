@@ -71,7 +71,7 @@ bool ram_slot(const struct ram *ram, __u32 i, struct kvm_userspace_memory_region
 
 /* --- conversions --- */
 
-static int punch(struct ram *ram, off_t off, __u64 len)
+int ram_punch(struct ram *ram, off_t off, __u64 len)
 {
 	if (fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off, len))
 		return -errno;
@@ -92,7 +92,7 @@ static int expose(struct ram *ram, off_t off, __u64 len, bool shared)
 static int to_private(struct ram *ram, off_t off, __u64 len)
 {
 	if (ram->config.kind == RAM_ORDINARY)
-		return punch(ram, off, len);
+		return ram_punch(ram, off, len);
 
 	/*
 	 * What was converted before an error stays converted. That is for the
@@ -130,7 +130,7 @@ int ram_to_shared(struct ram *ram, __u64 gpa, __u64 len)
 		return -EINVAL;
 	pthread_mutex_lock(&ram->lock);
 	ram->to_shared++;
-	ret = punch(ram, off, len) ?: expose(ram, off, len, true);
+	ret = ram_punch(ram, off, len) ?: expose(ram, off, len, true);
 	pthread_mutex_unlock(&ram->lock);
 	return ret;
 }
@@ -191,7 +191,9 @@ void ram_for_each_private(struct ram *ram, void (*fn)(void *arg, __u64 gpa, __u6
 			break;
 		/* What goes on behind the hole for devices is another range. */
 		for (start = data; start < hole; start = data) {
-			data = start < (off_t)RAM_HOLE_START ? MIN(hole, (off_t)RAM_HOLE_START) : hole;
+			data = hole;
+			if (start < (off_t)RAM_HOLE_START)
+				data = MIN(hole, (off_t)RAM_HOLE_START);
 			fn(arg, ram_gpa(start), data - start);
 		}
 	}

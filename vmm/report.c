@@ -153,10 +153,11 @@ static void report_memory(struct vm *vm)
 	       kib_of("/proc/self/smaps_rollup", "Anonymous:"),
 	       kib_of("/proc/meminfo", "SecPageTables:"));
 	printf("  mapped: %llu pages of 4 KiB, %llu of 2 MiB, %llu of 1 GiB; private pages mapped %llu\n",
-	       stat_of(vm->fd, "pages_4k"), stat_of(vm->fd, "pages_2m"), stat_of(vm->fd, "pages_1g"),
-	       stat_of(vm->fd, "private_pages"));
+	       stat_of(vm->fd, "pages_4k"), stat_of(vm->fd, "pages_2m"),
+	       stat_of(vm->fd, "pages_1g"), stat_of(vm->fd, "private_pages"));
 	printf("  calls: %lu conversions to shared, %lu to private, %lu lazy allocations; sealing %.2f s, allocating %.2f s\n",
-	       ram->to_shared, ram->to_private, ram->populated, ram->seal_seconds, ram->alloc_seconds);
+	       ram->to_shared, ram->to_private, ram->populated, ram->seal_seconds,
+	       ram->alloc_seconds);
 }
 
 void report_summary(struct vm *vm)

@@ -4,6 +4,7 @@
  * at the edges while it does: it makes a secret, computes with it, hands a
  * result over in a page that it shares, and takes that back.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
@@ -151,7 +152,8 @@ static int take_by_force(struct session *s)
 {
 	__u64 gpa = PATTERN_GPA + (PATTERN_PAGES - 1) * PAGE_SIZE;
 
-	if (fallocate(s->ram.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, gpa, PAGE_SIZE))
+	errno = -ram_punch(&s->ram, gpa, PAGE_SIZE);
+	if (errno)
 		return failed("punching a hole");
 	s->mailbox->taken_gpa = gpa;
 	check_alias(s, gpa, "a page taken by force");

@@ -152,7 +152,8 @@ static int add_ram(struct vm *vm)
 	for (i = 0; ram_slot(vm->ram, i, &slot); i++) {
 		slot.slot = i;
 		if (ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION2, &slot))
-			return failed("KVM_SET_USER_MEMORY_REGION2, slot %u, flags %#x", i, slot.flags);
+			return failed("KVM_SET_USER_MEMORY_REGION2, slot %u, flags %#x", i,
+				      slot.flags);
 	}
 	return vm->ram->config.kind == RAM_GUEST_MEMFD ? set_all_attributes(vm) : 0;
 }

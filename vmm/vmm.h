@@ -178,6 +178,12 @@ int ram_to_private(struct ram *ram, __u64 gpa, __u64 len);
 int ram_to_shared(struct ram *ram, __u64 gpa, __u64 len);
 
 /*
+ * Punch a hole into the file: what a conversion to shared does, and what the
+ * VMM can do at any time, unasked. The content is lost. 0 or -errno.
+ */
+int ram_punch(struct ram *ram, off_t off, __u64 len);
+
+/*
  * Give the guest memory for @gpa and what else is missing in its 2 MiB, leaving
  * shared pages alone. Only for RAM_LAZY. 0 or -errno.
  */

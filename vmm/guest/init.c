@@ -109,8 +109,9 @@ static __u64 gpa_of(int pagemap, const void *p)
 {
 	__u64 entry;
 
-	if (pread(pagemap, &entry, sizeof(entry), (unsigned long)p / PAGE_SIZE * 8) != sizeof(entry) ||
-	    !(entry >> 63))
+	const off_t where = (unsigned long)p / PAGE_SIZE * sizeof(entry);
+
+	if (pread(pagemap, &entry, sizeof(entry), where) != sizeof(entry) || !(entry >> 63))
 		die("/proc/self/pagemap");
 	return (entry & ((1ULL << 55) - 1)) * PAGE_SIZE;
 }
@@ -170,10 +171,11 @@ static void count_damage(void)
 static __u64 fill_and_sum(__u64 first, __u64 end)
 {
 	const size_t words = end - first;
-	__u64 *p = mmap(NULL, words * 8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	__u64 sum = 0;
+	__u64 sum = 0, *p;
 	size_t i;
 
+	p = mmap(NULL, words * sizeof(*p), PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (p == MAP_FAILED)
 		return 0;
 	for (i = 0; i < words; i++)
