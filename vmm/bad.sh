@@ -77,18 +77,24 @@ refuse 'a command line that is too long' 1 'command line is longer' \
 	private -k bzImage -a "$(head -c 2100 /dev/zero | tr '\0' x)"
 
 # --- memory that is not there
-refuse 'no huge pages' 1 'No space left' private -k bzImage -b hugetlb
-mkdir /sys/fs/cgroup/vmm-bad
-echo 200M > /sys/fs/cgroup/vmm-bad/memory.max
+hugepages() { echo "$1" > /proc/sys/vm/nr_hugepages; }
+
+hugepages 0
+refuse 'no huge page for the kernel' 1 'filling guest RAM: No space left' private -k bzImage -b hugetlb
+hugepages 60
+refuse 'not enough huge pages' 1 'allocating 1024 MiB .*No space left' private -k bzImage -b hugetlb -m 1G
+refuse '... found out when the guest wants them' 1 'memory fault at .*No space left' \
+	lazy -k bzImage -b hugetlb -m 1G -t 250
+hugepages 0
+
+cgroup=/sys/fs/cgroup/vmm-bad
+mkdir $cgroup
+echo 200M > $cgroup/memory.max
 (
-	sh -c 'echo $$ > /sys/fs/cgroup/vmm-bad/cgroup.procs; exec ./vmm private -k bzImage -m 1G'
+	sh -c "echo \$\$ > $cgroup/cgroup.procs; exec ./vmm private -k bzImage -m 1G"
 ) > "$tmp/out" 2>&1
 result 'more RAM than the cgroup may have' 1 'allocating 1024 MiB.*Cannot allocate memory' $?
-(
-	sh -c 'echo $$ > /sys/fs/cgroup/vmm-bad/cgroup.procs; exec ./vmm lazy -k bzImage -m 1G -t 250'
-) > "$tmp/out" 2>&1
-result '... found out when the guest wants it' 1 'memory fault at .*Cannot allocate memory' $?
-rmdir /sys/fs/cgroup/vmm-bad
+rmdir $cgroup
 
 # --- guests that die
 refuse 'a guest that panics' 1 'the guest ended early, by the' private -k bzImage -a rdinit=/none -t 250
