@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # The only interface: each verb is a tool in tools/. `make` prints help.
 
-verbs := kernel test demo boot refresh series check bisect breaks compare bench tree man forward
+verbs := kernel test demo linux boot refresh series check bisect breaks compare bench tree man forward
 
 # On the command line or in the environment; the tools read them there.
 export LINUX OUT BUILD KERNEL T G B LIST J ACCEL SCALE SHOW FORCE FULL BENCH QEMU_ARGS MAN_PAGES TO
@@ -22,6 +22,8 @@ clean:
 
 #: make kernel    the patched kernel: tree in build/linux, image at build/out/bzImage
 #: make test      the tests, from nothing; last line "N passed, N failed, N skipped"
+#: make demo      Debian's kernel in private memory, and the control in ordinary memory: a verdict
+#: make linux     the same kernel on each kind of memory: docs/linux-guest.md
 #: make bench     the measurements: docs/bench.md, and a verdict for each claim; BENCH=quick the headlines only
 #: make boot      a shell in the guest
 #: make refresh   commits of build/linux back into patches/ and linux/

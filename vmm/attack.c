@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/ptrace.h>
 #include <sys/sendfile.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -14,13 +15,14 @@
 
 #include "vmm.h"
 
-#define OTHER_GPA	0x100000000UL	/* where no slot is */
+#define OTHER_GPA	(2 * RAM_MAX)	/* where no slot is */
+#define OTHER_SLOT	100		/* which is no slot yet */
 
 struct target {
 	struct vm *vm;
 	struct ram *ram;
 	int fd;			/* the RAM's file */
-	off_t off;		/* in the file, and guest physical */
+	off_t off;		/* in the file */
 	__u8 *alias;		/* the same in the shared half */
 	__u8 *loot;		/* a page, shared with children */
 	int scratch;		/* a plain memfd of one page of junk */
@@ -167,14 +169,15 @@ static ssize_t try_child_pread(struct target *t)
 
 static ssize_t map_and_read(struct target *t, int fd, int prot, int flags)
 {
-	void *p = mmap(NULL, PAGE_SIZE, prot, flags, fd, t->off);
+	const size_t len = t->ram->unit, in = t->off % len;
+	__u8 *p = mmap(NULL, len, prot, flags, fd, t->off - in);
 
 	if (p == MAP_FAILED)
 		return -errno;
 	if (prot == PROT_NONE)
-		mprotect(p, PAGE_SIZE, PROT_READ);
-	memcpy(t->loot, p, PAGE_SIZE);
-	munmap(p, PAGE_SIZE);
+		mprotect(p, len, PROT_READ);
+	memcpy(t->loot, p + in, PAGE_SIZE);
+	munmap(p, len);
 	return PAGE_SIZE;
 }
 
@@ -199,12 +202,13 @@ static ssize_t try_reopen_mmap(struct target *t)
 
 static ssize_t try_map_write(struct target *t)
 {
-	__u8 *p = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, t->fd, t->off);
+	const size_t len = t->ram->unit, in = t->off % len;
+	__u8 *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, t->fd, t->off - in);
 
 	if (p == MAP_FAILED)
 		return -errno;
-	memcpy(p, "tampered", 8);
-	munmap(p, PAGE_SIZE);
+	memcpy(p + in, "tampered", 8);
+	munmap(p, len);
 	return 8;
 }
 
@@ -285,9 +289,11 @@ static ssize_t try_splice_in(struct target *t)
 /* To a size and back, so that the control's guest doesn't miss anything. */
 static ssize_t try_ftruncate(struct target *t)
 {
-	if (ftruncate(t->fd, RAM_SIZE + t->arg * (off_t)PAGE_SIZE))
+	const off_t size = t->ram->config.size;
+
+	if (ftruncate(t->fd, size + t->arg * (off_t)t->ram->unit))
 		return -errno;
-	return ret_errno(ftruncate(t->fd, RAM_SIZE));
+	return ret_errno(ftruncate(t->fd, size));
 }
 
 static ssize_t try_punch_half_page(struct target *t)
@@ -311,7 +317,7 @@ static ssize_t try_alias_load(struct target *t)
 	if (mprotect(t->alias, PAGE_SIZE, PROT_READ | PROT_WRITE))
 		return -errno;
 	memcpy(t->loot, t->alias, PAGE_SIZE);
-	if (t->ram->kind == RAM_LAZY)
+	if (t->ram->config.kind == RAM_LAZY)
 		mprotect(t->alias, PAGE_SIZE, PROT_NONE);
 	return PAGE_SIZE;
 }
@@ -348,12 +354,69 @@ static ssize_t try_alias_vmsplice(struct target *t)
 	return close_and_return(p[1], ret);
 }
 
+/*
+ * In another process, that is: a child, which may look at its parent. The
+ * parent waits in waitpid() meanwhile; @t->arg is its thread.
+ */
+static ssize_t do_parent_vm_readv(struct target *t)
+{
+	struct iovec to = { t->loot, PAGE_SIZE }, from = { t->alias, PAGE_SIZE };
+
+	return ret_errno(process_vm_readv(getppid(), &to, 1, &from, 1, 0));
+}
+
+static ssize_t do_parent_proc_mem(struct target *t)
+{
+	char path[32];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", getppid());
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	return close_and_return(fd, ret_errno(pread(fd, t->loot, PAGE_SIZE,
+						    (unsigned long)t->alias)));
+}
+
+static ssize_t do_parent_ptrace(struct target *t)
+{
+	size_t i, words = PAGE_SIZE / sizeof(long);
+	ssize_t ret = PAGE_SIZE;
+
+	if (ptrace(PTRACE_SEIZE, t->arg, NULL, NULL) ||
+	    ptrace(PTRACE_INTERRUPT, t->arg, NULL, NULL) ||
+	    waitpid(t->arg, NULL, __WALL) != t->arg)
+		return -errno;
+	for (i = 0, errno = 0; i < words && !errno; i++)
+		((long *)t->loot)[i] = ptrace(PTRACE_PEEKDATA, t->arg, (long *)t->alias + i, NULL);
+	if (errno)
+		ret = -errno;
+	ptrace(PTRACE_DETACH, t->arg, NULL, NULL);
+	return ret;
+}
+
+static ssize_t try_child_vm_readv(struct target *t)
+{
+	return in_child(t, do_parent_vm_readv);
+}
+
+static ssize_t try_child_proc_mem(struct target *t)
+{
+	return in_child(t, do_parent_proc_mem);
+}
+
+static ssize_t try_child_ptrace(struct target *t)
+{
+	t->arg = gettid();
+	return in_child(t, do_parent_ptrace);
+}
+
 static ssize_t try_alias_store(struct target *t)
 {
 	if (mprotect(t->alias, PAGE_SIZE, PROT_READ | PROT_WRITE))
 		return -errno;
 	memcpy(t->alias, "tampered", 8);
-	if (t->ram->kind == RAM_LAZY)
+	if (t->ram->config.kind == RAM_LAZY)
 		mprotect(t->alias, PAGE_SIZE, PROT_NONE);
 	return 8;
 }
@@ -370,8 +433,9 @@ static ssize_t try_alias_vm_writev(struct target *t)
 /* The same file range a second time, in this VM or another. */
 static ssize_t bind_again(struct target *t, int vm, __u32 nr)
 {
-	struct kvm_userspace_memory_region2 slot = vm_slot(t->ram);
+	struct kvm_userspace_memory_region2 slot;
 
+	ram_slot(t->ram, 0, &slot);
 	slot.slot = nr;
 	slot.guest_phys_addr = OTHER_GPA;
 	if (ioctl(vm, KVM_SET_USER_MEMORY_REGION2, &slot))
@@ -383,7 +447,7 @@ static ssize_t bind_again(struct target *t, int vm, __u32 nr)
 
 static ssize_t try_second_slot(struct target *t)
 {
-	return bind_again(t, t->vm->fd, 1);
+	return bind_again(t, t->vm->fd, OTHER_SLOT);
 }
 
 static ssize_t try_second_vm(struct target *t)
@@ -398,8 +462,9 @@ static ssize_t try_second_vm(struct target *t)
 /* Make the slot an ordinary one, so that the guest falls back to the alias. */
 static ssize_t try_drop_flag(struct target *t)
 {
-	struct kvm_userspace_memory_region2 slot = vm_slot(t->ram);
+	struct kvm_userspace_memory_region2 slot;
 
+	ram_slot(t->ram, 0, &slot);
 	slot.flags = 0;
 	return ret_errno(ioctl(t->vm->fd, KVM_SET_USER_MEMORY_REGION2, &slot));
 }
@@ -414,10 +479,11 @@ enum {
 
 /*
  * What private RAM has to answer is @want, or @or where the ABI leaves open
- * which of two reasons comes first. ALIAS: this goes to the shared half, which
- * is the VMM's own; it may succeed, but without any effect on the content.
- * What ordinary RAM has to answer is success, or @control. UNTRIED: it would
- * succeed, and the control run could not go on.
+ * which of two reasons comes first; @hugetlb where hugetlbfs has no such call,
+ * or had none when the file was opened, which was before the seal. ALIAS: this
+ * goes to the shared half, which is the VMM's own; it may succeed, but without
+ * any effect on the content. What ordinary RAM has to answer is success, or
+ * @control. UNTRIED: it would succeed, and the control run could not go on.
  */
 #define ALIAS	-1
 #define UNTRIED	-1
@@ -427,7 +493,7 @@ static const struct attempt {
 	int does;
 	ssize_t (*fn)(struct target *t);
 	int arg;
-	int want, or, control;
+	int want, or, control, hugetlb;
 } attempts[] = {
 	{ "read", READ, try_read, 0, EPERM },
 	{ "pread", READ, try_pread, 0, EPERM },
@@ -436,10 +502,10 @@ static const struct attempt {
 	{ "pread in another process", READ, try_child_pread, 0, EPERM },
 	{ "reopen read-only, pread", READ, try_reopen_pread, O_RDONLY, EPERM },
 	{ "reopen read-write, pread", READ, try_reopen_pread, O_RDWR, EPERM },
-	{ "open_by_handle_at, pread", READ, try_handle_pread, 0, EPERM },
-	{ "sendfile to a file", READ, try_sendfile, 0, EPERM },
-	{ "splice to a pipe", READ, try_splice, 0, EPERM },
-	{ "copy_file_range to a file", READ, try_copy_file_range, 0, EPERM },
+	{ "open_by_handle_at, pread", READ, try_handle_pread, 0, EPERM, .hugetlb = EOPNOTSUPP },
+	{ "sendfile to a file", READ, try_sendfile, 0, EPERM, .hugetlb = EINVAL },
+	{ "splice to a pipe", READ, try_splice, 0, EPERM, .hugetlb = EINVAL },
+	{ "copy_file_range to a file", READ, try_copy_file_range, 0, EPERM, .hugetlb = EXDEV },
 	{ "mmap shared, none", READ, try_mmap_shared, PROT_NONE, EPERM },
 	{ "mmap shared, read", READ, try_mmap_shared, PROT_READ, EPERM },
 	{ "mmap shared, read-write", READ, try_mmap_shared, PROT_READ | PROT_WRITE, EPERM },
@@ -450,21 +516,24 @@ static const struct attempt {
 	{ "alias: process_vm_readv", READ, try_alias_vm_readv, 0, ALIAS },
 	{ "alias: /proc/self/mem", READ, try_alias_proc_mem, 0, ALIAS },
 	{ "alias: vmsplice to a pipe", READ, try_alias_vmsplice, 0, ALIAS },
+	{ "alias: a child's process_vm_readv", READ, try_child_vm_readv, 0, ALIAS },
+	{ "alias: a child's /proc/PID/mem", READ, try_child_proc_mem, 0, ALIAS },
+	{ "alias: a child's ptrace", READ, try_child_ptrace, 0, ALIAS },
 
-	{ "write", WRITE, try_write, 0, EPERM },
-	{ "pwrite", WRITE, try_pwrite, 0, EPERM },
-	{ "pwritev", WRITE, try_pwritev, 0, EPERM },
+	{ "write", WRITE, try_write, 0, EPERM, .hugetlb = EINVAL },
+	{ "pwrite", WRITE, try_pwrite, 0, EPERM, .hugetlb = EINVAL },
+	{ "pwritev", WRITE, try_pwritev, 0, EPERM, .hugetlb = EINVAL },
 	{ "reopen, pwrite", WRITE, try_reopen_pwrite, 0, EPERM },
-	{ "sendfile from a file", WRITE, try_sendfile_in, 0, EPERM },
-	{ "splice from a pipe", WRITE, try_splice_in, 0, EPERM },
-	{ "copy_file_range from a file", WRITE, try_copy_file_range_in, 0, EPERM },
+	{ "sendfile from a file", WRITE, try_sendfile_in, 0, EPERM, .hugetlb = EINVAL },
+	{ "splice from a pipe", WRITE, try_splice_in, 0, EPERM, .hugetlb = EINVAL },
+	{ "copy_file_range from a file", WRITE, try_copy_file_range_in, 0, EPERM, .hugetlb = EXDEV },
 	{ "mmap, store", WRITE, try_map_write, 0, EPERM },
 	{ "punch half a page", WRITE, try_punch_half_page, 0, EINVAL },
 	{ "alias: store", WRITE, try_alias_store, 0, ALIAS },
 	{ "alias: process_vm_writev", WRITE, try_alias_vm_writev, 0, ALIAS },
 
 	{ "execveat", SHAPE, try_execveat, 0, EACCES, 0, ENOEXEC },
-	{ "ftruncate, larger", SHAPE, try_ftruncate, 512, EPERM },
+	{ "ftruncate, larger", SHAPE, try_ftruncate, 1, EPERM },
 	{ "ftruncate, smaller", SHAPE, try_ftruncate, -1, EPERM },
 	{ "second slot on the same range", SHAPE, try_second_slot, 0, EEXIST },
 	{ "second VM on the same range", SHAPE, try_second_vm, 0, EBUSY, EEXIST },
@@ -473,23 +542,31 @@ static const struct attempt {
 	{ "F_SEAL_WRITE", SHAPE, try_seal, F_SEAL_WRITE, EPERM, 0, EBUSY },
 };
 
-static bool as_wanted(const struct attempt *a, bool ordinary, ssize_t ret, bool leaked)
+static int wanted(const struct attempt *a, const struct ram *ram)
 {
+	return ram->config.hugetlb && a->hugetlb ? a->hugetlb : a->want;
+}
+
+static bool as_wanted(const struct attempt *a, const struct ram *ram, ssize_t ret, bool leaked)
+{
+	const bool ordinary = !ram_is_private(ram);
+
 	if (ordinary && a->does == SHAPE)
 		return ret >= 0 || ret == -a->control;
 	if (ordinary)
 		return ret > 0 && (leaked || a->does == WRITE);
 	if (leaked)
 		return false;
-	return a->want == ALIAS || ret == -a->want || (a->or && ret == -a->or);
+	return a->want == ALIAS || ret == -wanted(a, ram) || (a->or && ret == -a->or);
 }
 
-static void report(const struct attempt *a, bool ordinary, ssize_t ret, bool leaked)
+static void report(const struct attempt *a, const struct ram *ram, ssize_t ret, bool leaked)
 {
+	const bool ok = as_wanted(a, ram, ret, leaked);
 	char got[64];
 
 	if (ret == -ENOSYS && !leaked) {
-		untried("%-32s not in this kernel", a->name);
+		untried("%-34s not in this kernel", a->name);
 		return;
 	}
 	if (ret < 0)
@@ -499,54 +576,81 @@ static void report(const struct attempt *a, bool ordinary, ssize_t ret, bool lea
 	else
 		snprintf(got, sizeof(got), "%zd bytes%s", ret,
 			 a->does == WRITE ? "" : leaked ? ", the secret" : ", no secret");
-	if (ordinary || a->want == ALIAS)
-		check(as_wanted(a, ordinary, ret, leaked), "%-32s %s", a->name, got);
+	if (!ram_is_private(ram) || a->want == ALIAS)
+		check(ok, "%-34s %s", a->name, got);
 	else
-		check(as_wanted(a, ordinary, ret, leaked), "%-32s %s (want %s)",
-		      a->name, got, strerrorname_np(a->want));
+		check(ok, "%-34s %s (want %s)", a->name, got, strerrorname_np(wanted(a, ram)));
 }
 
-static int run_attempts(struct target *t, const struct needle *needle)
+static int prepare(struct target *t, struct vm *vm)
 {
-	const bool ordinary = t->ram->kind == RAM_ORDINARY;
-	int writes = 0, target_page = 1;
+	*t = (struct target){ .vm = vm, .ram = vm->ram, .fd = vm->ram->fd };
+	t->loot = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	t->scratch = memfd_create("junk", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
+	if (t->loot == MAP_FAILED || t->scratch < 0 || ftruncate(t->scratch, PAGE_SIZE))
+		return failed("preparing the attempts");
+	return 0;
+}
+
+static void clean_up(struct target *t)
+{
+	munmap(t->loot, PAGE_SIZE);
+	close(t->scratch);
+}
+
+/* What it brought is in t->loot. */
+static ssize_t attempt(const struct attempt *a, struct target *t, __u64 gpa)
+{
+	t->arg = a->arg;
+	t->off = ram_offset(t->ram, gpa, PAGE_SIZE);
+	t->alias = ram_shared_half(t->ram, gpa, PAGE_SIZE);
+	memset(t->loot, 0, PAGE_SIZE);
+	return a->fn(t);
+}
+
+int attack(struct vm *vm, const struct needle *needle, const __u64 *gpa, unsigned int nr)
+{
+	unsigned int page = 1;
+	struct target t;
+	int writes = 0;
 	size_t i;
 
+	if (prepare(&t, vm))
+		return -1;
 	for (i = 0; i < ARRAY_SIZE(attempts); i++) {
 		const struct attempt *a = &attempts[i];
-		bool leaked;
 		ssize_t ret;
 
-		if (ordinary && a->control == UNTRIED)
+		if (!ram_is_private(t.ram) && a->control == UNTRIED)
 			continue;
-		t->arg = a->arg;
-		t->off = PATTERN_GPA;
-		if (a->does == WRITE)
-			t->off += target_page++ * PAGE_SIZE;
-		t->alias = ram_shared_half(t->ram, t->off, PAGE_SIZE);
-		memset(t->loot, 0, PAGE_SIZE);
-		ret = a->fn(t);
-		leaked = needle_find(needle, t->loot, PAGE_SIZE);
-		report(a, ordinary, ret, leaked);
+		if (page >= nr)
+			return refused("attack() needs more pages");
+		ret = attempt(a, &t, gpa[a->does == WRITE ? page++ : 0]);
+		report(a, t.ram, ret, needle_find(needle, t.loot, PAGE_SIZE));
 		writes += a->does == WRITE && ret > 0;
 	}
-	memset(t->loot, 0, PAGE_SIZE);
+	clean_up(&t);
 	return writes;
 }
 
-int attack(struct vm *vm, const struct needle *needle)
+int attack_read(struct vm *vm, const struct needle *needle, __u64 gpa,
+		struct search_result *result)
 {
-	struct target t = { .vm = vm, .ram = vm->ram, .fd = vm->ram->fd };
-	int writes;
+	struct target t;
+	int found = 0;
+	ssize_t ret;
+	size_t i;
 
-	t.loot = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE,
-		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	t.scratch = memfd_create("junk", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
-	if (t.loot == MAP_FAILED || t.scratch < 0 || ftruncate(t.scratch, PAGE_SIZE))
-		return failed("preparing the attempts");
-
-	writes = run_attempts(&t, needle);
-	munmap(t.loot, PAGE_SIZE);
-	close(t.scratch);
-	return writes;
+	if (prepare(&t, vm))
+		return -1;
+	for (i = 0; i < ARRAY_SIZE(attempts); i++) {
+		if (attempts[i].does != READ)
+			continue;
+		ret = attempt(&attempts[i], &t, gpa);
+		result->attempts++;
+		result->bytes += ret > 0 ? ret : 0;
+		found += needle_find(needle, t.loot, PAGE_SIZE) != NULL;
+	}
+	clean_up(&t);
+	return found;
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * One run: make a guest, let it compute with a secret, try to get at the
- * secret, and say whether what came out is what the kind of RAM promises.
+ * The command line, and what is said about a run: a transcript of lines that
+ * are ok or BAD, and a verdict.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -9,30 +9,50 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "sha256.h"
 #include "vmm.h"
 
 static const char usage[] =
-	"usage: vmm private|lazy|ordinary [options]\n"
-	"  -g FILE  guest image (default: guest.bin beside this program)\n"
+	"usage: vmm private|lazy|ordinary|guest_memfd [options]\n"
+	"  -t N     watchdog, in seconds (default: 900)\n"
+	"  -d       say all about the guest's state at the end\n"
+	"Linux:\n"
+	"  -k FILE  boot this kernel (bzImage); without it: the small guest\n"
+	"  -r FILE  its initrd (default: initrd beside this program)\n"
+	"  -a WORDS added to its command line\n"
+	"  -m SIZE  RAM, as 256M or 4G (default: 256M)\n"
+	"  -n N     vCPUs (default: 1)\n"
+	"  -b STORE shmem or hugetlb, for private and lazy (default: shmem)\n"
+	"  -s SIZE  cut RAM into slots of at most so much\n"
+	"  -c       seal the file at birth: what is loaded is, and stays, in shared memory\n"
+	"  -p       offer the guest all of KVM's paravirtual features\n"
+	"  -v       show what the kernel says\n"
+	"  -x       take all RAM away from the guest at work, and see what happens\n"
+	"The small guest:\n"
+	"  -g FILE  its image (default: guest.bin beside this program)\n"
 	"  -i FILE  input to hash (default: this program), at most 256 KiB of it\n"
-	"  -l HOW   load the guest by auto|seal|copy (default: auto)\n"
+	"  -c       seal the file at birth: the guest copies itself from shared memory\n"
 	"  -o       the guest prints with rep outsb\n"
-	"  -t N     watchdog, in seconds (default: 300)\n"
 	"Exit code 0: all as promised; 1: not; 2: usage.\n";
 
-struct options {
-	enum ram_kind kind;
-	enum loader loader;
-	const char *guest, *input;
-	__u32 mailbox_flags;
-	unsigned int timeout;
-};
-
 static unsigned int bad, skipped;
+
+static void say(FILE *to, const char *prefix, const char *fmt, va_list ap)
+{
+	/* In one piece: other threads talk, too. */
+	flockfile(to);
+	fputs(prefix, to);
+	vfprintf(to, fmt, ap);
+}
+
+static void said(FILE *to, const char *suffix)
+{
+	fputs(suffix, to);
+	funlockfile(to);
+}
 
 int failed(const char *fmt, ...)
 {
@@ -40,11 +60,23 @@ int failed(const char *fmt, ...)
 	va_list ap;
 
 	fflush(stdout);
-	fprintf(stderr, "vmm: ");
 	va_start(ap, fmt);
-	vfprintf(stderr, fmt, ap);
+	say(stderr, "vmm: ", fmt, ap);
 	va_end(ap);
-	fprintf(stderr, ": %s\n", strerror(err));
+	fprintf(stderr, ": %s", strerror(err));
+	said(stderr, "\n");
+	return -1;
+}
+
+int refused(const char *fmt, ...)
+{
+	va_list ap;
+
+	fflush(stdout);
+	va_start(ap, fmt);
+	say(stderr, "vmm: ", fmt, ap);
+	va_end(ap);
+	said(stderr, "\n");
 	return -1;
 }
 
@@ -52,11 +84,10 @@ bool check(bool ok, const char *fmt, ...)
 {
 	va_list ap;
 
-	fputs(ok ? "  ok   " : "  BAD  ", stdout);
 	va_start(ap, fmt);
-	vprintf(fmt, ap);
+	say(stdout, ok ? "  ok   " : "  BAD  ", fmt, ap);
 	va_end(ap);
-	putchar('\n');
+	said(stdout, "\n");
 	bad += !ok;
 	return ok;
 }
@@ -65,17 +96,32 @@ void untried(const char *fmt, ...)
 {
 	va_list ap;
 
-	fputs("  skip ", stdout);
 	va_start(ap, fmt);
-	vprintf(fmt, ap);
+	say(stdout, "  skip ", fmt, ap);
 	va_end(ap);
-	putchar('\n');
+	said(stdout, "\n");
 	skipped++;
 }
 
-/* --- files --- */
+void print_digest(const char *what, const __u8 *digest)
+{
+	int i;
 
-static ssize_t read_file(const char *path, void *buf, size_t size)
+	printf("  %s ", what);
+	for (i = 0; i < SHA256_SIZE; i++)
+		printf("%02x", digest[i]);
+	putchar('\n');
+}
+
+double now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec + ts.tv_nsec / 1e9;
+}
+
+ssize_t read_file(const char *path, void *buf, size_t size)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	ssize_t n = 0;
@@ -91,28 +137,6 @@ static ssize_t read_file(const char *path, void *buf, size_t size)
 	return n < 0 ? -1 : (ssize_t)len;
 }
 
-static const char *guest_beside(const char *argv0)
-{
-	static char path[4096];
-	const char *slash = strrchr(argv0, '/');
-
-	snprintf(path, sizeof(path), "%.*sguest.bin",
-		 slash ? (int)(slash - argv0 + 1) : 0, argv0);
-	return path;
-}
-
-/* --- SHA-256 --- */
-
-static void hash(const void *key, size_t key_len, const void *data, size_t len, __u8 *digest)
-{
-	struct sha256 s;
-
-	sha256_init(&s);
-	sha256_update(&s, key, key_len);
-	sha256_update(&s, data, len);
-	sha256_final(&s, digest);
-}
-
 /* FIPS 180-4's example, so that agreeing with the guest means something. */
 static bool known_answer(void)
 {
@@ -123,235 +147,21 @@ static bool known_answer(void)
 		0xb4, 0x10, 0xff, 0x61, 0xf2, 0x00, 0x15, 0xad,
 	};
 	__u8 digest[SHA256_SIZE];
+	struct sha256 s;
 
-	hash("", 0, "abc", 3, digest);
+	sha256_init(&s);
+	sha256_update(&s, "abc", 3);
+	sha256_final(&s, digest);
 	return check(!memcmp(digest, abc, sizeof(abc)), "SHA-256 known answer");
 }
 
-static void print_digest(const char *what, const __u8 *digest)
-{
-	int i;
-
-	printf("  %s ", what);
-	for (i = 0; i < SHA256_SIZE; i++)
-		printf("%02x", digest[i]);
-	putchar('\n');
-}
-
-/* --- the run --- */
-
-struct session {
-	struct vm vm;
-	struct ram ram;
-	struct mailbox *mailbox;	/* shared with the guest: copy, then check */
-	struct needle needle;
-	struct result result;
-	__u32 input_len;
-	int writes;			/* attempts to write that succeeded */
-};
-
-static bool is_private(const struct session *s)
-{
-	return s->ram.kind != RAM_ORDINARY;
-}
-
-static int fill_mailbox(struct session *s, const struct options *opt)
-{
-	ssize_t len;
-
-	if (getrandom(s->needle.mask, SECRET_SIZE, 0) != SECRET_SIZE)
-		return failed("getrandom");
-	len = read_file(opt->input, ram_shared_half(&s->ram, INPUT_GPA, INPUT_MAX), INPUT_MAX);
-	if (len < 0)
-		return -1;
-	s->input_len = len;
-	s->mailbox = ram_shared_half(&s->ram, MAILBOX_GPA, sizeof(*s->mailbox));
-	*s->mailbox = (struct mailbox){
-		.magic = MAILBOX_MAGIC,
-		.flags = opt->mailbox_flags,
-		.input_len = len,
-		.stage_len = s->ram.loader == LOAD_COPY ? STAGE_SIZE : 0,
-	};
-	memcpy(s->mailbox->mask, s->needle.mask, SECRET_SIZE);
-	printf("  input: %zd bytes of %s\n", len, opt->input);
-	return 0;
-}
-
-/* What the file says is private, against what was asked for so far. */
-static void check_private_bytes(struct session *s, __u64 shared_pages, const char *when)
-{
-	__u64 want = MAILBOX_GPA - shared_pages * PAGE_SIZE;
-	__u64 is = ram_private_bytes(&s->ram);
-
-	if (s->ram.kind == RAM_PRIVATE)
-		check(is == want, "%s: lseek says %llu KiB are private, want %llu", when,
-		      is >> 10, want >> 10);
-	else if (s->ram.kind == RAM_LAZY)
-		printf("  %s: lseek says %llu KiB are private\n", when, is >> 10);
-}
-
-static int run_to(struct session *s, enum step step)
-{
-	enum vm_event event = vm_run(&s->vm);
-
-	if (event == VM_LEFT)
-		fprintf(stderr, "vmm: the guest left early, code %#x\n", s->vm.exit_code);
-	if (event != VM_TURN)
-		return -1;
-	if (!check(s->mailbox->step == step, "the guest reached step %d", step))
-		return -1;
-	return 0;
-}
-
-static int take_result(struct session *s)
-{
-	__u8 plain[SHA256_SIZE];
-
-	memcpy(&s->result, ram_shared_half(&s->ram, RESULT_GPA, sizeof(s->result)),
-	       sizeof(s->result));
-	memcpy(s->needle.masked, s->result.masked, SECRET_SIZE);
-	if (!check(s->result.magic == RESULT_MAGIC, "a result in the page the guest shared"))
-		return -1;
-	hash("", 0, ram_shared_half(&s->ram, INPUT_GPA, s->input_len), s->input_len, plain);
-	print_digest("guest's SHA-256 of the input", s->result.plain);
-	check(!memcmp(plain, s->result.plain, sizeof(plain)), "... is the VMM's");
-	return 0;
-}
-
-static int search(struct session *s)
-{
-	long found = search_own_memory(&s->needle);
-
-	if (found < 0)
-		return -1;
-	if (is_private(s))
-		check(!found, "the secret is nowhere in this process");
-	else
-		check(found > 0, "the secret is in this process (as it has to be here)");
-	return 0;
-}
-
-static void check_damage(struct session *s)
-{
-	__u32 damaged = s->mailbox->damaged;
-
-	if (is_private(s))
-		check(!damaged, "guest found %u of its pages changed", damaged);
-	else
-		check(s->writes > 0 && damaged == (__u32)s->writes,
-		      "guest found %u of its pages changed, %d were written to",
-		      damaged, s->writes);
-}
-
-/* Is the shared half free of what was there, after a conversion or a theft? */
-static void check_alias(struct session *s, __u64 gpa, const char *what)
-{
-	__u8 *p = ram_shared_half(&s->ram, gpa, PAGE_SIZE);
-	size_t i;
-
-	if (s->ram.kind == RAM_LAZY)
-		mprotect(p, PAGE_SIZE, PROT_READ);
-	for (i = 0; i < PAGE_SIZE && !p[i]; i++)
-		;
-	if (s->ram.kind == RAM_LAZY)
-		mprotect(p, PAGE_SIZE, PROT_NONE);
-	check(i == PAGE_SIZE, "%s: the shared half reads as zero", what);
-}
-
-/* Unasked. The guest loses the page, and nobody gets it. */
-static int take_by_force(struct session *s)
-{
-	__u64 gpa = PATTERN_GPA + (PATTERN_PAGES - 1) * PAGE_SIZE;
-
-	if (fallocate(s->ram.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, gpa, PAGE_SIZE))
-		return failed("punching a hole");
-	s->mailbox->taken_gpa = gpa;
-	check_alias(s, gpa, "a page taken by force");
-	return 0;
-}
-
-static void check_keyed(struct session *s)
-{
-	__u8 secret[SECRET_SIZE], keyed[SHA256_SIZE];
-	int i;
-
-	/* Only now: nothing is searched for any more. */
-	for (i = 0; i < SECRET_SIZE; i++)
-		secret[i] = s->needle.masked[i] ^ s->needle.mask[i];
-	hash(secret, sizeof(secret), ram_shared_half(&s->ram, INPUT_GPA, s->input_len),
-	     s->input_len, keyed);
-	print_digest("guest's SHA-256 of secret and input", s->result.keyed);
-	check(!memcmp(keyed, s->result.keyed, sizeof(keyed)), "... is the VMM's");
-}
-
-static int run_guest(struct session *s)
-{
-	printf("- the guest computes\n");
-	check_private_bytes(s, s->ram.loader == LOAD_COPY ? STAGE_SIZE / PAGE_SIZE : 0,
-			    "at the start");
-	if (run_to(s, STEP_RESULT) || take_result(s))
-		return -1;
-	check_private_bytes(s, 1, "with the result shared");
-
-	printf("- this process tries to get at the guest's memory\n");
-	s->writes = attack(&s->vm, &s->needle);
-	if (s->writes < 0 || search(s))
-		return -1;
-
-	printf("- the guest goes on\n");
-	if (run_to(s, STEP_TAKEN_BACK))
-		return -1;
-	check_damage(s);
-	check_private_bytes(s, 0, "with the result taken back");
-	if (is_private(s))
-		check_alias(s, RESULT_GPA, "the result taken back");
-	if (take_by_force(s) || search(s))
-		return -1;
-	if (vm_run(&s->vm) != VM_LEFT)
-		return -1;
-	check(!s->vm.exit_code, "the guest left, %u of its checks failed", s->vm.exit_code);
-	check_private_bytes(s, s->ram.kind == RAM_PRIVATE, "at the end");
-	check_keyed(s);
-	return 0;
-}
-
-static int load(struct session *s, const struct options *opt)
-{
-	static __u8 image[STAGE_SIZE];
-	ssize_t len = read_file(opt->guest, image, sizeof(image));
-
-	if (len < 0 || ram_create(&s->ram, opt->kind, opt->loader, image, len))
-		return -1;
-	printf("  guest: %zd bytes, %s\n", len,
-	       s->ram.loader == LOAD_COPY ? "copying itself out of shared memory" :
-	       is_private(s) ? "filled in, then sealed" : "filled in");
-	return 0;
-}
-
-static int run(const struct options *opt)
-{
-	struct session s = { .ram.fd = -1, .vm = { .kvm = -1, .fd = -1, .vcpu = -1 } };
-	int ret = -1;
-
-	printf("- set-up\n");
-	if (known_answer() && !load(&s, opt) && !vm_create(&s.vm, &s.ram) &&
-	    !fill_mailbox(&s, opt)) {
-		alarm(opt->timeout);
-		ret = run_guest(&s);
-		alarm(0);
-		printf("  %lu exits, %lu port accesses, %lu hypercalls\n",
-		       s.vm.exits, s.vm.io, s.vm.hypercalls);
-		printf("  %lu conversions to shared, %lu to private, %lu lazy allocations\n",
-		       s.ram.to_shared, s.ram.to_private, s.ram.populated);
-		if (!ret && opt->kind == RAM_LAZY)
-			check(s.ram.populated, "memory was allocated lazily");
-	}
-	vm_destroy(&s.vm);
-	ram_destroy(&s.ram);
-	return ret;
-}
-
 /* --- the command line --- */
+
+static void __attribute__((noreturn)) wrong(const char *what, const char *word)
+{
+	fprintf(stderr, "vmm: %s: %s\n%s", what, word, usage);
+	exit(2);
+}
 
 static int pick(const char *word, const char *const *words)
 {
@@ -360,54 +170,162 @@ static int pick(const char *word, const char *const *words)
 	for (i = 0; words[i]; i++)
 		if (!strcmp(word, words[i]))
 			return i;
-	fprintf(stderr, "%s", usage);
-	exit(2);
+	wrong("not known", word);
+}
+
+/* A number from @min to @max, in @unit or with a suffix of its own. */
+static __u64 parse_number(const char *word, __u64 min, __u64 max)
+{
+	static const char suffixes[] = "KMG";
+	const char *suffix;
+	char *end;
+	__u64 n;
+
+	errno = 0;
+	n = strtoull(word, &end, 10);
+	suffix = *end ? strchr(suffixes, *end) : NULL;
+	if (suffix) {
+		int shift = 10 * (suffix - suffixes + 1);
+
+		if (n << shift >> shift != n)
+			wrong("out of range", word);
+		n <<= shift;
+		end++;
+	}
+	if (errno || end == word || *end || word[0] == '-')
+		wrong("not a number", word);
+	if (n < min || n > max)
+		wrong("out of range", word);
+	return n;
+}
+
+static const char *beside(const char *argv0, const char *name)
+{
+	const char *slash = strrchr(argv0, '/');
+	char *path;
+
+	if (asprintf(&path, "%.*s%s", slash ? (int)(slash - argv0 + 1) : 0, argv0, name) < 0)
+		abort();
+	return path;
+}
+
+static __u64 parse_size(const char *word)
+{
+	__u64 size = parse_number(word, HUGE_SIZE, RAM_MAX);
+
+	if (size % HUGE_SIZE)
+		wrong("not a multiple of 2M", word);
+	return size;
+}
+
+/* What belongs to one guest only. */
+static void check_options(struct options *opt, bool for_linux, bool for_small)
+{
+	if (opt->boot.kernel && for_small)
+		wrong("not with -k", "-g, -i, -o");
+	if (!opt->boot.kernel && for_linux)
+		wrong("only with -k", "-a, -b, -m, -n, -p, -r, -s, -v, -x");
+	if (!opt->boot.kernel && opt->ram.kind == RAM_GUEST_MEMFD)
+		wrong("only with -k", "guest_memfd");
+	if (!opt->boot.kernel) {
+		opt->ram.size = RAM_SIZE;
+		opt->vm.conversions = true;
+	}
+	opt->vm.irqchip = opt->boot.kernel;
+	opt->boot.nr_vcpus = opt->vm.nr_vcpus;
 }
 
 static void parse(struct options *opt, int argc, char **argv)
 {
-	/* In the order of their enums. */
-	static const char *const kinds[] = { "private", "lazy", "ordinary", NULL };
-	static const char *const loaders[] = { "auto", "seal", "copy", NULL };
+	/* In the order of their enum. */
+	static const char *const kinds[] = { "private", "lazy", "ordinary", "guest_memfd", NULL };
+	static const char *const stores[] = { "shmem", "hugetlb", NULL };
+	bool for_linux = false, for_small = false;
+	unsigned int timeout = 900;
 	int c;
 
 	*opt = (struct options){
-		.guest = guest_beside(argv[0]),
+		.ram.size = 256UL << 20,
+		.vm.nr_vcpus = 1,
+		.boot.initrd = beside(argv[0], "initrd"),
+		.guest = beside(argv[0], "guest.bin"),
 		.input = "/proc/self/exe",
-		.timeout = 300,
 	};
-	opt->kind = pick(argc > 1 ? argv[1] : "", kinds);
-	while ((c = getopt(argc - 1, argv + 1, "g:i:l:ot:")) != -1) {
+	opt->ram.kind = pick(argc > 1 ? argv[1] : "no kind of RAM", kinds);
+	while ((c = getopt(argc - 1, argv + 1, "a:b:cdg:i:k:m:n:opr:s:t:vx")) != -1) {
+		for_linux |= strchr("abmnprsvx", c) != NULL;
+		for_small |= strchr("gio", c) != NULL;
 		switch (c) {
+		case 'a':
+			opt->append = optarg;
+			break;
+		case 'b':
+			opt->ram.hugetlb = pick(optarg, stores);
+			break;
+		case 'c':
+			opt->ram.born_sealed = true;
+			break;
+		case 'd':
+			opt->debug = true;
+			break;
 		case 'g':
 			opt->guest = optarg;
 			break;
 		case 'i':
 			opt->input = optarg;
 			break;
-		case 'l':
-			opt->loader = pick(optarg, loaders);
+		case 'k':
+			opt->boot.kernel = optarg;
+			break;
+		case 'm':
+			opt->ram.size = parse_size(optarg);
+			break;
+		case 'n':
+			opt->vm.nr_vcpus = parse_number(optarg, 1, MAX_VCPUS);
 			break;
 		case 'o':
 			opt->mailbox_flags |= MAILBOX_OUTS;
 			break;
+		case 'p':
+			opt->vm.all_features = true;
+			break;
+		case 'r':
+			opt->boot.initrd = optarg;
+			break;
+		case 's':
+			opt->ram.slot_size = parse_size(optarg);
+			break;
 		case 't':
-			opt->timeout = atoi(optarg);
+			timeout = parse_number(optarg, 1, 1000000);
+			break;
+		case 'v':
+			opt->verbose = true;
+			break;
+		case 'x':
+			opt->take_away = true;
 			break;
 		default:
-			pick("", kinds);
+			fprintf(stderr, "%s", usage);
+			exit(2);
 		}
 	}
+	if (optind < argc - 1)
+		wrong("not an option", argv[optind + 1]);
+	check_options(opt, for_linux, for_small);
+	opt->deadline = now() + timeout;
 }
 
 int main(int argc, char **argv)
 {
 	struct options opt;
-	int ret;
+	int ret = -1;
 
 	setlinebuf(stdout);
 	parse(&opt, argc, argv);
-	ret = run(&opt);
+	vm_block_signals();
+	printf("- set-up\n");
+	if (known_answer())
+		ret = opt.boot.kernel ? run_linux(&opt) : run_small(&opt);
 	if (ret)
 		printf("verdict: bad, the run did not get to its end\n");
 	else if (bad)

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+#include "guest/abi.h"
 #include "sha256.h"
 
 static const __u32 k[64] = {
@@ -105,4 +106,17 @@ void sha256_final(struct sha256 *s, __u8 digest[SHA256_SIZE])
 
 	for (i = 0; i < SHA256_SIZE; i++)
 		digest[i] = s->state[i / 4] >> (24 - 8 * (i % 4));
+}
+
+void sha256_made_of(__u64 seed, __u64 words, __u8 digest[SHA256_SIZE])
+{
+	struct sha256 s;
+	__u64 i, word;
+
+	sha256_init(&s);
+	for (i = 0; i < words; i++) {
+		word = made_of(seed, i);
+		sha256_update(&s, &word, sizeof(word));
+	}
+	sha256_final(&s, digest);
 }

@@ -19,4 +19,7 @@ void sha256_init(struct sha256 *s);
 void sha256_update(struct sha256 *s, const void *data, size_t len);
 void sha256_final(struct sha256 *s, __u8 digest[SHA256_SIZE]);
 
+/* Of @words words that are made of @seed, see guest/abi.h. */
+void sha256_made_of(__u64 seed, __u64 words, __u8 digest[SHA256_SIZE]);
+
 #endif

@@ -13,7 +13,7 @@
 #define RAM_SIZE	(64UL << 20)
 
 /*
- * One slot of RAM_SIZE bytes at guest physical address 0, file offset equal to
+ * The small guest: one slot of RAM_SIZE bytes at guest physical address 0, file offset equal to
  * guest physical address. All of it is private but for the mailbox, the pages
  * the guest asks to be shared, and, where the guest has to copy itself into
  * private memory, the stage its image is handed over in. The last page is left
@@ -34,11 +34,14 @@
 
 /*
  * Ports, written by the guest. PORT_CONSOLE takes text, a byte at a time or as
- * a string instruction. PORT_EXIT takes 32 bits, how many of the guest's checks
- * failed, and ends the guest. HLT is not a port, but the guest's third way out:
- * "your turn", with mailbox->step saying what has been reached.
+ * a string instruction; PORT_DATA the same way, in bytes or words, what the VMM
+ * is to know at the next step. PORT_STEP takes 32 bits, enum step: "your turn", and the guest
+ * goes on when the VMM has done its part. PORT_EXIT takes 32 bits, how many of
+ * the guest's checks failed, and ends the guest.
  */
 #define PORT_CONSOLE	0xe9
+#define PORT_DATA	0xea
+#define PORT_STEP	0xf0
 #define PORT_EXIT	0xf4
 #define EXIT_PANIC	0xdeadU		/* the guest gave up */
 
@@ -51,8 +54,14 @@
 
 enum step {
 	STEP_NONE,
+	/* the small guest's */
 	STEP_RESULT,	/* struct result is at RESULT_GPA, in a shared page */
 	STEP_TAKEN_BACK,	/* that page is private again, damage is counted */
+	/* the Linux guest's */
+	STEP_UP,	/* init runs, and waits on the console for a struct order as text */
+	STEP_SECRET,	/* struct secret has come: search for it */
+	STEP_WORKED,	/* struct work has come: what the guest computed */
+	STEP_DAMAGE,	/* struct damage has come; then it ends */
 };
 
 #define MAILBOX_OUTS	0x1	/* print with rep outsb */
@@ -67,7 +76,6 @@ struct mailbox {
 	/* from the VMM, at STEP_TAKEN_BACK */
 	__u64 taken_gpa;		/* a pattern page taken away by force */
 	/* from the guest */
-	__u32 step;
 	__u32 damaged;			/* pattern pages found changed */
 };
 
@@ -81,6 +89,52 @@ struct result {
 	__u8 keyed[32];			/* SHA-256 of the secret, then the input */
 	__u8 masked[SECRET_SIZE];	/* secret ^ mask */
 };
+
+/*
+ * What the Linux guest is told, as a line on its serial console: mask in hex,
+ * seed in decimal. A line is less than ORDER_MAX bytes, its end included.
+ */
+#define ORDER_MAX	128
+#define ORDER_FORMAT	"order %64s %llu"
+
+/* What the Linux guest sends begins with it. */
+#define WORK_MAGIC	0x6b726f77ULL
+
+/* The Linux guest's secret, masked, and where its pages are. */
+#define SECRET_PAGES	1024U
+
+struct secret {
+	__u64 magic;
+	__u8 masked[SECRET_SIZE];
+	__u64 gpa[SECRET_PAGES];
+};
+
+/* What it has done. The VMM can compute both sums from the seed. */
+#define STREAM_SIZE	(4UL << 20)
+
+struct work {
+	__u64 magic;
+	__u64 memory;			/* bytes filled, then summed */
+	__u64 sum;			/* of their 64-bit words */
+	__u8 stream[32];		/* SHA-256 of STREAM_SIZE bytes */
+	__u32 cpus, processes, files, wrong;
+};
+
+struct damage {
+	__u64 magic;
+	__u32 pages;			/* of the secret's, found changed */
+	__u32 reserved;
+};
+
+/* Word number @i of what is made from @seed (the finalizer of MurmurHash3). */
+static inline __u64 made_of(__u64 seed, __u64 i)
+{
+	__u64 x = seed + i;
+
+	x = (x ^ x >> 33) * 0xff51afd7ed558ccdULL;
+	x = (x ^ x >> 33) * 0xc4ceb9fe1a85ec53ULL;
+	return x ^ x >> 33;
+}
 
 /* The pattern: 64 lines a page, each beginning with the secret. */
 struct line {

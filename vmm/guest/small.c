@@ -73,8 +73,8 @@ static __u64 random64(void)
 
 static void your_turn(enum step step)
 {
-	mailbox->step = step;
-	asm volatile("hlt" : : : "memory");
+	asm volatile("" : : : "memory");
+	out32(PORT_STEP, step);
 }
 
 static void __noreturn leave(__u32 code)
