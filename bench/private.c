@@ -23,18 +23,7 @@
 #define PAGE		"page"		/* instructions per 4 KiB */
 #define CALL		"conversion"	/* instructions for there and back */
 
-#define CGROUP	"/sys/fs/cgroup/bench"
-#define OTHER	CGROUP "-other"
-
 static bool quick;
-
-/* VMMs live in a memory cgroup, of which the root is none: it isn't charged. */
-static void enter_cgroup(void)
-{
-	if (mkdir(CGROUP, 0755) || mkdir(OTHER, 0755))
-		die("%s", CGROUP);
-	write_text(CGROUP "/cgroup.procs", "0");
-}
 
 static __u64 size_of(const struct store *store, __u64 size)
 {
@@ -252,6 +241,9 @@ static void many(const struct store *store, int nr_files, int nr_slots, const ch
 
 /* --- memory for bookkeeping --- */
 
+#define CGROUP	"/sys/fs/cgroup/bench"
+
+#define OTHER	CGROUP "-other"
 
 struct usage {
 	__s64 slab;
@@ -316,6 +308,9 @@ static void bookkeeping(const struct store *store, __u64 size)
 	struct mem mem;
 	struct vm vm;
 
+	if ((mkdir(CGROUP, 0755) || mkdir(OTHER, 0755)) && errno != EEXIST)
+		die("%s", CGROUP);
+	write_text(CGROUP "/cgroup.procs", "0");
 	if (!store->hugetlb && store->kind != SHARED)
 		tree = plain_tree(store, size);
 	vm_create(&vm, 1);
@@ -338,6 +333,7 @@ static void bookkeeping(const struct store *store, __u64 size)
 	       per_page(touched.tables - before.tables, size));
 	mem_destroy(&mem);
 	vm_destroy(&vm);
+	write_text("/sys/fs/cgroup/cgroup.procs", "0");
 }
 
 /* --- no huge page to be had --- */
@@ -410,7 +406,6 @@ int main(int argc, char *argv[])
 
 	quick = argc > 1 && !strcmp(argv[1], "quick");
 	check_ticks();
-	enter_cgroup();
 	for (i = 0; i < nr_stores; i++) {
 		there[i] = store_there(&stores[i]);
 		if (!there[i])

@@ -18,9 +18,14 @@ TREE=$(realpath -m "${LINUX:-$BUILD/linux}")
 KOUT=$(realpath -m "${OUT:-$BUILD/out/$KERNEL}")
 J=${J:-$(nproc)}
 LOGS=$BUILD/logs
-[ "$KERNEL" = base ] && [ -z "$OWN_TREE" ] && TREE=$BUILD/linux-base
-# Selftests depend on the tree, not on the kernel's configuration.
-case $KERNEL in base) SELFTESTS=$BUILD/selftests/base ;; *) SELFTESTS=$BUILD/selftests/series ;; esac
+# The unpatched tree is base's, or base-FRAGMENT's. Selftests depend on the tree, not on the kernel's configuration.
+SELFTESTS=$BUILD/selftests/series
+case $KERNEL in
+base|base-*)
+	SELFTESTS=$BUILD/selftests/base
+	[ -n "$OWN_TREE" ] || TREE=$BUILD/linux-base
+	;;
+esac
 
 # Compiler cache: used when it is there, never needed.
 if [ -z "${CC:-}" ]; then
