@@ -11,7 +11,7 @@ run()
 	what=$1
 	shift
 	echo "== $what"
-	if "$dir/vmm" "$@" -k "$dir/$kernel"; then
+	if "$dir/vmm" "$@" -k "$dir/$kernel" -m 512M; then
 		good="$good
   good  $what"
 	else

@@ -159,6 +159,19 @@ static void take_away(struct session *s)
 	      kept, size / HUGE_SIZE, ram_private_bytes(&s->ram) >> 10);
 }
 
+/* Linux asks for no conversions: what was private at the start still is. */
+static void check_private(struct session *s)
+{
+	__u64 is = ram_private_bytes(&s->ram), size = s->ram.config.size;
+
+	if (s->ram.config.kind == RAM_PRIVATE)
+		check(is == size, "%llu KiB of RAM are private, as lseek says, of %llu",
+		      is >> 10, size >> 10);
+	else if (s->ram.config.kind == RAM_LAZY)
+		check(is && is <= size, "%llu KiB of RAM were wanted and are private, of %llu",
+		      is >> 10, size >> 10);
+}
+
 static int run_guest(struct session *s, const struct options *opt)
 {
 	printf("- the guest boots\n");
@@ -183,6 +196,7 @@ static int run_guest(struct session *s, const struct options *opt)
 	if (run_to(s, STEP_DAMAGE) || take_damage(s))
 		return -1;
 	judge_search(s);
+	check_private(s);
 	return 0;
 }
 
