@@ -116,6 +116,13 @@ static const char * const programs[] = {
 	"size file=0 cells=5\n"
 	"alloc file=0 nr=5\n"
 	"punch file=0 cell=1 nr=1\n",
+
+	/* A slot that fails late must not leave the content to its VM. */
+	"create file=0\n"
+	"size file=0 cells=2\n"
+	"alloc file=0 nr=1\n"
+	"bind file=0 nr=1 bad=13\n"
+	"bind vm=1 file=0 nr=1\n",
 };
 
 /* ------------------------------------------------------------------------ */
@@ -2683,7 +2690,7 @@ int main(int argc, char *argv[])
 		tape->epochs++;
 		tape->steps += tape->nr;
 		/* Epochs can be run by themselves: the seed of the next follows from it. */
-		next_random(&seed);
+		seed = next_random(&seed);
 	} while (!enough());
 	ns = now_ns() - start;
 
