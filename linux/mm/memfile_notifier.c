@@ -128,17 +128,21 @@ static void memfile_claim(struct memfile_node *node,
 	mapping_set_inaccessible(mapping); /* unevictable, too */
 }
 
+static void memfile_unclaim(struct memfile_node *node,
+			    struct address_space *mapping)
+{
+	node->owner = 0;
+	mapping_clear_unevictable(mapping);
+	clear_bit(AS_INACCESSIBLE, &mapping->flags);
+}
+
 /* Once nobody can reach the content, and there is none, nobody owns it. */
 static void memfile_disown(struct memfile_node *node,
 			   struct address_space *mapping)
 {
-	if (!node->owner || node->changing ||
-	    !RB_EMPTY_ROOT(&node->bindings.rb_root) || !mapping_empty(mapping))
-		return;
-
-	node->owner = 0;
-	mapping_clear_unevictable(mapping);
-	clear_bit(AS_INACCESSIBLE, &mapping->flags);
+	if (node->owner && !node->changing &&
+	    RB_EMPTY_ROOT(&node->bindings.rb_root) && mapping_empty(mapping))
+		memfile_unclaim(node, mapping);
 }
 
 static struct memfile_node *memfile_get_node(struct address_space *mapping)
@@ -193,6 +197,7 @@ static int memfile_bind_locked(struct memfile_binding *binding, pgoff_t start,
 	binding->range.last = start + nr - 1;
 	binding->node = node;
 	binding->pfn_ops = &store->pfn_ops;
+	binding->claimed = !node->owner;
 
 	memfile_claim(node, mapping, owner);
 	down_write(&node->sem);
@@ -245,17 +250,7 @@ int memfile_bind(struct memfile_binding *binding, struct file *file,
 }
 EXPORT_SYMBOL_GPL(memfile_bind);
 
-/**
- * memfile_unbind - undo memfile_bind()
- * @binding: the binding
- *
- * Tells the consumer to drop its mappings; no callback runs any more when this
- * returns. The content keeps its owner.
- *
- * Context: may sleep; takes the inode lock, so waits for a change of the file
- * to come to its end.
- */
-void memfile_unbind(struct memfile_binding *binding)
+static void __memfile_unbind(struct memfile_binding *binding, bool undo)
 {
 	struct file *file = binding->file;
 	struct address_space *mapping = file->f_mapping;
@@ -276,13 +271,47 @@ void memfile_unbind(struct memfile_binding *binding)
 	interval_tree_remove(&binding->range, &node->bindings);
 	up_write(&node->sem);
 
-	memfile_disown(node, mapping);
+	if (undo && binding->claimed && RB_EMPTY_ROOT(&node->bindings.rb_root))
+		memfile_unclaim(node, mapping);
+	else
+		memfile_disown(node, mapping);
 	trace_memfile_unbind(mapping->host, start, end);
 	inode_unlock(mapping->host);
 
 	fput(file);
 }
+
+/**
+ * memfile_unbind - end what memfile_bind() has begun
+ * @binding: the binding
+ *
+ * Tells the consumer to drop its mappings; no callback runs any more when this
+ * returns. The content keeps its owner.
+ *
+ * Context: may sleep; takes the inode lock, so waits for a change of the file
+ * to come to its end.
+ */
+void memfile_unbind(struct memfile_binding *binding)
+{
+	__memfile_unbind(binding, false);
+}
 EXPORT_SYMBOL_GPL(memfile_unbind);
+
+/**
+ * memfile_undo_bind - take memfile_bind() back
+ * @binding: the binding
+ *
+ * For a consumer that can't use the binding after all and has not looked at a
+ * page yet: content that was nobody's before is nobody's again.
+ *
+ * Context: as memfile_unbind(). The caller has held a lock since memfile_bind()
+ * that keeps the same owner from binding other parts of the file.
+ */
+void memfile_undo_bind(struct memfile_binding *binding)
+{
+	__memfile_unbind(binding, true);
+}
+EXPORT_SYMBOL_GPL(memfile_undo_bind);
 
 /**
  * memfile_notifier_start - the store is about to change a range

@@ -129,6 +129,7 @@ struct memfile_backing_store {
  * @file: pinned while bound
  * @ops: the consumer's callbacks
  * @pfn_ops: the store's services
+ * @claimed: the content was nobody's before, see memfile_undo_bind()
  *
  * Embedded in the consumer's object. All fields are set by memfile_bind() and
  * constant until memfile_unbind().
@@ -139,6 +140,7 @@ struct memfile_binding {
 	struct file *file;
 	const struct memfile_notifier_ops *ops;
 	const struct memfile_pfn_ops *pfn_ops;
+	bool claimed;
 };
 
 #ifdef CONFIG_MEMFILE_NOTIFIER
@@ -149,6 +151,7 @@ int memfile_bind(struct memfile_binding *binding, struct file *file,
 		 pgoff_t start, unsigned long nr, u64 owner,
 		 const struct memfile_notifier_ops *ops);
 void memfile_unbind(struct memfile_binding *binding);
+void memfile_undo_bind(struct memfile_binding *binding);
 unsigned long memfile_backing_stores(void);
 
 /* For backing stores. */

@@ -491,6 +491,41 @@ static void expect_pinned(struct kunit *test, struct file *file, bool pinned)
 	KUNIT_EXPECT_EQ(test, pinned, mapping_inaccessible(file->f_mapping));
 }
 
+static void undo_bind(struct test_consumer *consumer)
+{
+	memfile_undo_bind(&consumer->binding);
+	consumer->bound = false;
+}
+
+/* Who takes a bind back leaves the file as it was. */
+static void memfile_test_owner_undone_bind(struct kunit *test)
+{
+	struct file *file = test_file(test, O_RDWR);
+	struct test_consumer *consumer = test_consumer(test);
+	u64 owner = memfile_new_owner();
+	u64 other = memfile_new_owner();
+
+	change(file, 0, 2, MEMFILE_ALLOCATED);
+	KUNIT_ASSERT_EQ(test, 0, test_bind(consumer, file, 0, 8, other));
+	undo_bind(consumer);
+	KUNIT_EXPECT_STREQ(test, consumer->log, "zap(0,8) ");
+	expect_pinned(test, file, false);
+
+	/* It has an owner then, and keeps it. */
+	KUNIT_EXPECT_EQ(test, 0, probe_bind(test, file, 0, 8, owner));
+	KUNIT_ASSERT_EQ(test, 0, test_bind(consumer, file, 0, 8, owner));
+	undo_bind(consumer);
+	expect_pinned(test, file, true);
+	KUNIT_EXPECT_EQ(test, -EBUSY, probe_bind(test, file, 0, 8, other));
+
+	/* Until it is empty. */
+	KUNIT_ASSERT_EQ(test, 0, test_bind(consumer, file, 0, 8, owner));
+	change(file, 0, 2, MEMFILE_FREED);
+	undo_bind(consumer);
+	expect_pinned(test, file, false);
+	KUNIT_EXPECT_EQ(test, 0, probe_bind(test, file, 0, 8, other));
+}
+
 /* From the first bind until the file is empty, and no longer. */
 static void memfile_test_pages_stay_put(struct kunit *test)
 {
@@ -816,6 +851,7 @@ static struct kunit_case memfile_test_cases[] = {
 	KUNIT_CASE(memfile_test_owner_emptied_while_bound),
 	KUNIT_CASE(memfile_test_owner_filled_before),
 	KUNIT_CASE(memfile_test_owner_failed_bind),
+	KUNIT_CASE(memfile_test_owner_undone_bind),
 	KUNIT_CASE(memfile_test_pages_stay_put),
 	KUNIT_CASE(memfile_test_notify_clipped),
 	KUNIT_CASE(memfile_test_notify_edges),

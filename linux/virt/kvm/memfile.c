@@ -162,6 +162,18 @@ out:
 	return r;
 }
 
+/* The slot that kvm_memfile_bind() was for does not come into use. */
+void kvm_memfile_undo_bind(struct kvm *kvm, struct kvm_memory_slot *slot)
+{
+	struct kvm_memfile *memfile = slot->memfile;
+
+	lockdep_assert_held(&kvm->slots_lock);
+
+	memfile_undo_bind(&memfile->binding);
+	slot->memfile = NULL;
+	kfree(memfile);
+}
+
 /*
  * Either the slot is out of use and kvm->srcu synchronized, or the VM is being
  * destroyed: there is nobody left who could look at slot->memfile.
