@@ -8,9 +8,12 @@
  * page tables that lead elsewhere, other data.  After each step it is compared
  * with what it was.
  */
+#include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <linux/kvm_para.h>
 
@@ -309,6 +312,16 @@ asm(".pushsection .rodata\n"
 	"	vmsave %rax\n"
 	"	outb %al, $0x10\n"
 
+	/* A jump to another task. */
+	".code32\n"
+	"asm_task:\n"
+	"	ljmp $0x28, $0\n"
+	"1:	hlt\n"
+	"	jmp 1b\n"
+	"asm_task_two:\n"
+	"	outb %al, $0x10\n"
+	".code64\n"
+
 	/* To be copied to pages of their own. */
 	"asm_one:\n"
 	KVM_FEP "movl $0x11111111, %eax\n"
@@ -317,6 +330,10 @@ asm(".pushsection .rodata\n"
 	KVM_FEP "movl $0x22222222, %eax\n"
 	"	nop\n"
 	"	ret\n"
+	"asm_done:\n"
+	"	nop\n"
+	"	nop\n"
+	"	outb %al, $0x10\n"
 	"asm_code_end:\n"
 
 	/* In real mode, with segments without limits. */
@@ -1088,7 +1105,7 @@ TEST_F(emul, accessed_and_dirty)
 /* Data, code and page tables change their half between two instructions. */
 TEST_F_TIMEOUT(emul, converted_between, TIMEOUT)
 {
-	uint64_t one_size = LABEL(two) - LABEL(one), two_size = LABEL(code_end) - LABEL(two);
+	uint64_t one_size = LABEL(two) - LABEL(one), two_size = LABEL(done) - LABEL(two);
 	uint64_t data = gva_of(SPARE), code = gva_of(SPARE + 1), table = gva_of(SPARE + 2);
 	uint64_t *shared_pt = page_of(self->alias, SPARE + 2);
 	int i;
@@ -1130,6 +1147,178 @@ TEST_F_TIMEOUT(emul, converted_between, TIMEOUT)
 
 		convert(self, SPARE, 3, false);
 	}
+}
+
+/* String instructions at a device, and over the edge between it and a private page. */
+TEST_F(emul, strings_at_mmio)
+{
+	const uint64_t edge = gva_of_pte(MMIO_PTE);
+	uint8_t data[4], expect[4];
+
+	/* From a port to the device. */
+	start_string(self, LABEL(ins), edge, 3);
+	run_to_port(self, PORT, 1, 3, true, "\x01\x02\x03");
+	run_to_mmio(self, 0, 3, true, 0x030201);
+	run_to_end(self);
+
+	/* And back. */
+	start_string(self, LABEL(outs), edge, 2);
+	run_to_mmio(self, 0, 1, false, 0x11);
+	run_to_port(self, PORT, 1, 1, false, "\x11");
+	run_to_mmio(self, 1, 1, false, 0x12);
+	run_to_port(self, PORT, 1, 1, false, "\x12");
+	run_to_end(self);
+
+	/* From the device to itself. */
+	self->regs.rsi = edge;
+	self->regs.rdi = edge + 16;
+	self->regs.rcx = 2;
+	set_start(self, LABEL(movs));
+	run_to_mmio(self, 0, 1, false, 0x21);
+	run_to_mmio(self, 16, 1, true, 0x21);
+	run_to_mmio(self, 1, 1, false, 0x22);
+	run_to_mmio(self, 17, 1, true, 0x22);
+	run_to_end(self);
+
+	/* The page before the device is a private one. */
+	guest_store(self, gva_of(PT) + (MMIO_PTE - 1) * 8, gva_of(DATA) | PTE_FLAGS);
+	memcpy(expect, page_of(self->image, DATA + 1) - 2, 2);
+	start_string(self, LABEL(outs), edge - 2, 4);
+	collect(self, data, 2);
+	TEST_ASSERT(!memcmp(data, expect, 2), "%#x %#x for %#x %#x", data[0], data[1],
+		    expect[0], expect[1]);
+	run_to_mmio(self, 0, 1, false, 0x31);
+	run_to_port(self, PORT, 1, 1, false, "\x31");
+	run_to_mmio(self, 1, 1, false, 0x32);
+	run_to_port(self, PORT, 1, 1, false, "\x32");
+	run_to_end(self);
+
+	start_string(self, LABEL(ins), edge - 2, 4);
+	run_to_port(self, PORT, 1, 2, true, "\x41\x42");
+	run_to_port(self, PORT, 1, 2, true, "\x43\x44");
+	run_to_mmio(self, 0, 2, true, 0x4443);
+	run_to_end(self);
+	TEST_ASSERT_EQ(guest_load(self, gva_of(DATA + 1) - 8) >> 48, 0x4241ull);
+}
+
+struct converter {
+	emul_data *emul;
+	uint64_t conversions;
+	bool stop;
+};
+
+static void *convert_all_the_time(void *arg)
+{
+	struct converter *converter = arg;
+
+	while (!READ_ONCE(converter->stop)) {
+		convert(converter->emul, SPARE, 3, true);
+		if (converter->conversions++ % 3)
+			sched_yield();
+		convert(converter->emul, SPARE, 3, false);
+	}
+	return NULL;
+}
+
+/*
+ * What the guest executes may be anything by now, so it may end in any way that
+ * the architecture has; but it does end, and KVM can say how.  Returns whether
+ * that is the end of the piece of code.
+ */
+static bool run_to_any_end(emul_data *self, const char *label, const struct kvm_sregs *sregs)
+{
+	struct kvm_run *run = self->vcpu->run;
+	struct kvm_vcpu_events events = {};
+	bool done;
+
+	set_start(self, label);
+	vcpu_run(self->vcpu);
+	done = run->exit_reason == KVM_EXIT_IO && run->io.port == PORT_DONE;
+	switch (run->exit_reason) {
+	case KVM_EXIT_IO:
+	case KVM_EXIT_MMIO:
+		vcpu_run_complete_io(self->vcpu);
+		break;
+	case KVM_EXIT_HLT:
+	case KVM_EXIT_SHUTDOWN:
+	case KVM_EXIT_INTERNAL_ERROR:
+		break;
+	default:
+		TEST_FAIL("Unexpected exit %s", exit_reason_str(run->exit_reason));
+	}
+	vcpu_regs_get(self->vcpu, &self->regs);
+	if (!done) {
+		vcpu_sregs_set(self->vcpu, (struct kvm_sregs *)sregs);
+		vcpu_events_set(self->vcpu, &events);
+	}
+	return done;
+}
+
+/* Data, code and a page table change their half while KVM uses them. */
+TEST_F_TIMEOUT(emul, converted_all_the_time, TIMEOUT)
+{
+	uint64_t data = gva_of(SPARE), code = gva_of(SPARE + 1), seen[4][3] = {};
+	struct converter converter = { .emul = self };
+	struct kvm_sregs sregs;
+	pthread_t thread;
+	time_t end;
+	int i;
+
+	if (!fep_enabled())
+		SKIP(return, "Can't enable " FEP_PARAM);
+
+	memcpy(page_of(self->alias, SPARE + 1), LABEL(one), LABEL(two) - LABEL(one));
+	*(uint64_t *)page_of(self->alias, SPARE + 2) = gva_of(DATA) | PTE_FLAGS;
+	/* Where the guest comes to if the code is gone. */
+	memcpy(page_of(self->alias, SPARE + 3), LABEL(done), LABEL(code_end) - LABEL(done));
+	guest_store(self, gva_of(CHAIN + 2) + 8, gva_of(SPARE + 2) | PTE_FLAGS);
+	vcpu_sregs_get(self->vcpu, &sregs);
+	pthread_create(&thread, NULL, convert_all_the_time, &converter);
+
+	for (end = time(NULL) + 4; time(NULL) < end; ) {
+		self->regs.rsi = data + 8;
+		TEST_ASSERT(run_to_any_end(self, LABEL(fep_load), &sregs), "The load failed");
+		TEST_ASSERT(!self->regs.rax || self->regs.rax == alias_word(SPARE, 8),
+			    "The guest has loaded %#llx", self->regs.rax);
+		seen[0][!self->regs.rax]++;
+
+		self->regs.rdi = data + 64;
+		self->regs.rax = 0;
+		self->regs.rbx = 1;
+		TEST_ASSERT(run_to_any_end(self, LABEL(fep_cmpxchg), &sregs), "The cmpxchg failed");
+		seen[1][self->regs.r8 == 1]++;
+
+		self->regs.rsi = code;
+		self->regs.rax = gva_of(DATA + 12);
+		if (run_to_any_end(self, LABEL(call), &sregs))
+			seen[2][(uint32_t)self->regs.rax == 0x11111111]++;
+		else
+			seen[2][2]++;
+
+		self->regs.rsi = CHAIN_GVA + SZ_2M;
+		self->regs.rax = 0;
+		if (run_to_any_end(self, LABEL(fep_load), &sregs)) {
+			TEST_ASSERT_EQ(self->regs.rax, data_word(DATA, 0));
+			seen[3][1]++;
+		} else {
+			seen[3][2]++;
+		}
+	}
+
+	WRITE_ONCE(converter.stop, true);
+	pthread_join(thread, NULL);
+	for (i = 0; i < 4; i++)
+		pr_info("# %lu %lu %lu\n", seen[i][0], seen[i][1], seen[i][2]);
+	pr_info("# %lu conversions\n", converter.conversions);
+	TEST_ASSERT(converter.conversions > 10, "%lu conversions", converter.conversions);
+	TEST_ASSERT(seen[0][0] && seen[0][1], "Not both halves of the data have been met");
+	TEST_ASSERT(seen[3][1] && seen[3][2], "Not both halves of the page table have been met");
+
+	/* Nothing else has changed. */
+	check_alias(self);
+	for (i = 1; i < 12; i++)
+		TEST_ASSERT_EQ(guest_load(self, gva_of(DATA + i) + i * 8),
+			       data_word(DATA + i, i * 8));
 }
 
 static void assert_translation(emul_data *self, uint64_t gva, bool valid, uint64_t gpa)
@@ -1227,6 +1416,79 @@ static void fill_hole(emul_data *self, uint64_t page)
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED,
 		    "mmap() failed: %s", strerror(errno));
 	convert(self, page, nr, true);
+}
+
+#define TASK_CS		0x20
+#define TASK_TSS	0x28
+
+static uint64_t tss_descriptor(uint64_t base, uint8_t type)
+{
+	return 0x67 | (base & 0xffffff) << 16 | (uint64_t)(0x80 | type) << 40 |
+	       (base >> 24 & 0xff) << 56;
+}
+
+/* Where KVM emulates task switches it reads and writes both TSS, and the GDT. */
+static void start_task_switch(emul_data *self, uint64_t tss)
+{
+	struct kvm_sregs sregs;
+
+	guest_store(self, gva_of(GDT) + 24, tss_descriptor(gva_of(GDT) + 2048, 11));
+	guest_store(self, gva_of(GDT) + TASK_CS, 0x00cf9b000000ffff);
+	guest_store(self, gva_of(GDT) + TASK_TSS, tss_descriptor(tss, 9));
+
+	vcpu_sregs_get(self->vcpu, &sregs);
+	set_segment(&sregs.cs, TASK_CS, 11, false);
+	sregs.gdt.limit = TASK_TSS + 7;
+	sregs.cr0 &= ~X86_CR0_PG;
+	sregs.cr4 = 0;
+	sregs.efer = 0;
+	vcpu_sregs_set(self->vcpu, &sregs);
+	set_start(self, LABEL(task));
+}
+
+TEST_F(emul, task_switch)
+{
+	const uint64_t tss = gva_of(DATA);
+	struct kvm_sregs sregs;
+	uint64_t i;
+
+	for (i = 0; i < 104; i += 8)
+		guest_store(self, tss + i, 0);
+	guest_store(self, tss + 0x20, code_gva(LABEL(task_two)) | (uint64_t)X86_EFLAGS_FIXED << 32);
+	guest_store(self, tss + 0x28, 0x1234);				/* eax */
+	guest_store(self, tss + 0x48, 16 | (uint64_t)TASK_CS << 32);	/* es, cs */
+	guest_store(self, tss + 0x50, 16 | 16ull << 32);		/* ss, ds */
+	start_task_switch(self, tss);
+	run_to_end(self);
+	TEST_ASSERT_EQ(self->regs.rax, 0x1234ull);
+	vcpu_sregs_get(self->vcpu, &sregs);
+	TEST_ASSERT_EQ(sregs.tr.selector, TASK_TSS);
+	TEST_ASSERT_EQ(sregs.tr.base, tss);
+}
+
+/*
+ * KVM gives up on a task switch that it can't complete, as half of it may be done;
+ * a CPU that does it by itself faults.
+ */
+TEST_F(emul, task_switch_to_hole)
+{
+	struct kvm_run *run = self->vcpu->run;
+	int r;
+
+	if (backing_is_hugetlb())
+		SKIP(return, HOLES_REASON);
+	make_holes(self);
+	start_task_switch(self, gva_of(SPARE));
+	r = _vcpu_run(self->vcpu);
+	if (r)
+		assert_memory_fault(self->vcpu, r, EFAULT, KVM_MEMORY_EXIT_FLAG_PRIVATE,
+				    gva_of(SPARE));
+	else
+		TEST_ASSERT(run->exit_reason == KVM_EXIT_INTERNAL_ERROR &&
+			    run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION,
+			    "Unexpected exit %s", exit_reason_str(run->exit_reason));
+	TEST_ASSERT_EQ(is_private(self, SPARE), false);
+	check_alias(self);
 }
 
 /* Without any help by the emulator: data, code, a page table. */
