@@ -222,12 +222,16 @@ bool kvm_memfile_has_private(const struct kvm_memory_slot *slot, gfn_t start,
 				    first, last) < last;
 }
 
-static int kvm_memfile_get_page(const struct kvm_memory_slot *slot, gfn_t gfn,
-				struct page **page, unsigned int *order)
+/*
+ * Look up the private page of @gfn.  The caller drops the reference to it.  May
+ * sleep. -ENOENT says that the page is shared.
+ */
+int kvm_memfile_get_page(const struct kvm_memory_slot *slot, gfn_t gfn,
+			 struct page **page, unsigned int *order)
 {
 	struct memfile_binding *binding;
 
-	if (!slot->memfile)
+	if (!kvm_slot_is_memfile(slot) || !slot->memfile)
 		return -EFAULT;
 
 	binding = &slot->memfile->binding;
@@ -235,10 +239,7 @@ static int kvm_memfile_get_page(const struct kvm_memory_slot *slot, gfn_t gfn,
 					 page, order);
 }
 
-/*
- * Look up the private page of @gfn. The caller drops the reference to it with
- * kvm_release_pfn_clean(). May sleep. -ENOENT says that the page is shared.
- */
+/* As kvm_memfile_get_page(), to map the page; for kvm_release_pfn_clean(). */
 int kvm_memfile_get_pfn(struct kvm *kvm, const struct kvm_memory_slot *slot,
 			gfn_t gfn, kvm_pfn_t *pfn, unsigned int *order)
 {

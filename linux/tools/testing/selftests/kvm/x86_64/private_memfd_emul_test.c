@@ -8,24 +8,22 @@
  * page tables that lead elsewhere, other data.  After each step it is compared
  * with what it was.
  */
+#include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <linux/kvm_para.h>
 
 #include "private_memfd.h"
-#include "svm_util.h"
 
 #define TIMEOUT		120
 
 /* Ordinary memory, where the image is before it becomes private. */
 #define LOW_SIZE	SZ_512K
 #define LOW_LOADER	0x1000ul
-#define LOW_VMCB	0x2000ul
-#define LOW_HSAVE	0x3000ul
-#define LOW_NPT		0x4000ul	/* three pages */
-#define LOW_BITMAP	0x8000ul
 #define LOW_STAGING	0x10000ul
 
 /* The private slot, below 4 GiB for the loader's sake; gva and gpa are the same. */
@@ -262,6 +260,46 @@ asm(".pushsection .rodata\n"
 	"	wrmsr\n"
 	"	outb %al, $0x10\n"
 
+	/* A device, or memory, and then what KVM reads or writes for it. */
+	"asm_mmio_movs:\n"
+	"	cld\n"
+	"	rep movsb\n"
+	"	outb %al, $0x10\n"
+
+	"asm_mmio_cmps:\n"
+	"	cld\n"
+	"	repe cmpsb\n"
+	"	sete %r8b\n"
+	"	movzbl %r8b, %r8d\n"
+	"	outb %al, $0x10\n"
+
+	"asm_mmio_push:\n"
+	"	pushq (%rsi)\n"
+	"	outb %al, $0x10\n"
+
+	"asm_mmio_call:\n"
+	"	movl $0x1111, %r8d\n"
+	"	call *(%rsi)\n"
+	"	outb %al, $0x10\n"
+	"asm_called:\n"
+	"	movl $0x2222, %r8d\n"
+	"	ret\n"
+
+	"asm_mmio_segment:\n"
+	"	movw (%rsi), %fs\n"
+	"	movl $0x1234, %r8d\n"
+	"	outb %al, $0x10\n"
+
+	"asm_ins_backwards:\n"
+	"	std\n"
+	"	rep insb\n"
+	"	cld\n"
+	"	outb %al, $0x10\n"
+
+	"asm_mmio_flds:\n"
+	"	flds (%rsi)\n"
+	"	outb %al, $0x10\n"
+
 	"asm_vmrun:\n"
 	"	vmrun %rax\n"
 	"	outb %al, $0x10\n"
@@ -274,10 +312,15 @@ asm(".pushsection .rodata\n"
 	"	vmsave %rax\n"
 	"	outb %al, $0x10\n"
 
-	/* The nested guest. */
-	"asm_l2:\n"
-	"	movl $0x1234, %r15d\n"
-	"	vmmcall\n"
+	/* A jump to another task. */
+	".code32\n"
+	"asm_task:\n"
+	"	ljmp $0x28, $0\n"
+	"1:	hlt\n"
+	"	jmp 1b\n"
+	"asm_task_two:\n"
+	"	outb %al, $0x10\n"
+	".code64\n"
 
 	/* To be copied to pages of their own. */
 	"asm_one:\n"
@@ -287,6 +330,10 @@ asm(".pushsection .rodata\n"
 	KVM_FEP "movl $0x22222222, %eax\n"
 	"	nop\n"
 	"	ret\n"
+	"asm_done:\n"
+	"	nop\n"
+	"	nop\n"
+	"	outb %al, $0x10\n"
 	"asm_code_end:\n"
 
 	/* In real mode, with segments without limits. */
@@ -727,13 +774,6 @@ static void guest_copy(emul_data *self, uint64_t to, uint64_t from, uint64_t len
 	run_code(self, LABEL(movs));
 }
 
-/* A whole page, by way of a shared one. */
-static void guest_put_page(emul_data *self, uint64_t page, const void *data)
-{
-	memcpy(page_of(self->alias, SPARE), data, PAGE_SIZE);
-	guest_copy(self, gva_of(page), gva_of(SPARE), PAGE_SIZE);
-}
-
 static uint64_t fep_load(emul_data *self, uint64_t gva)
 {
 	self->regs.rsi = gva;
@@ -1065,7 +1105,7 @@ TEST_F(emul, accessed_and_dirty)
 /* Data, code and page tables change their half between two instructions. */
 TEST_F_TIMEOUT(emul, converted_between, TIMEOUT)
 {
-	uint64_t one_size = LABEL(two) - LABEL(one), two_size = LABEL(code_end) - LABEL(two);
+	uint64_t one_size = LABEL(two) - LABEL(one), two_size = LABEL(done) - LABEL(two);
 	uint64_t data = gva_of(SPARE), code = gva_of(SPARE + 1), table = gva_of(SPARE + 2);
 	uint64_t *shared_pt = page_of(self->alias, SPARE + 2);
 	int i;
@@ -1107,6 +1147,178 @@ TEST_F_TIMEOUT(emul, converted_between, TIMEOUT)
 
 		convert(self, SPARE, 3, false);
 	}
+}
+
+/* String instructions at a device, and over the edge between it and a private page. */
+TEST_F(emul, strings_at_mmio)
+{
+	const uint64_t edge = gva_of_pte(MMIO_PTE);
+	uint8_t data[4], expect[4];
+
+	/* From a port to the device. */
+	start_string(self, LABEL(ins), edge, 3);
+	run_to_port(self, PORT, 1, 3, true, "\x01\x02\x03");
+	run_to_mmio(self, 0, 3, true, 0x030201);
+	run_to_end(self);
+
+	/* And back. */
+	start_string(self, LABEL(outs), edge, 2);
+	run_to_mmio(self, 0, 1, false, 0x11);
+	run_to_port(self, PORT, 1, 1, false, "\x11");
+	run_to_mmio(self, 1, 1, false, 0x12);
+	run_to_port(self, PORT, 1, 1, false, "\x12");
+	run_to_end(self);
+
+	/* From the device to itself. */
+	self->regs.rsi = edge;
+	self->regs.rdi = edge + 16;
+	self->regs.rcx = 2;
+	set_start(self, LABEL(movs));
+	run_to_mmio(self, 0, 1, false, 0x21);
+	run_to_mmio(self, 16, 1, true, 0x21);
+	run_to_mmio(self, 1, 1, false, 0x22);
+	run_to_mmio(self, 17, 1, true, 0x22);
+	run_to_end(self);
+
+	/* The page before the device is a private one. */
+	guest_store(self, gva_of(PT) + (MMIO_PTE - 1) * 8, gva_of(DATA) | PTE_FLAGS);
+	memcpy(expect, page_of(self->image, DATA + 1) - 2, 2);
+	start_string(self, LABEL(outs), edge - 2, 4);
+	collect(self, data, 2);
+	TEST_ASSERT(!memcmp(data, expect, 2), "%#x %#x for %#x %#x", data[0], data[1],
+		    expect[0], expect[1]);
+	run_to_mmio(self, 0, 1, false, 0x31);
+	run_to_port(self, PORT, 1, 1, false, "\x31");
+	run_to_mmio(self, 1, 1, false, 0x32);
+	run_to_port(self, PORT, 1, 1, false, "\x32");
+	run_to_end(self);
+
+	start_string(self, LABEL(ins), edge - 2, 4);
+	run_to_port(self, PORT, 1, 2, true, "\x41\x42");
+	run_to_port(self, PORT, 1, 2, true, "\x43\x44");
+	run_to_mmio(self, 0, 2, true, 0x4443);
+	run_to_end(self);
+	TEST_ASSERT_EQ(guest_load(self, gva_of(DATA + 1) - 8) >> 48, 0x4241ull);
+}
+
+struct converter {
+	emul_data *emul;
+	uint64_t conversions;
+	bool stop;
+};
+
+static void *convert_all_the_time(void *arg)
+{
+	struct converter *converter = arg;
+
+	while (!READ_ONCE(converter->stop)) {
+		convert(converter->emul, SPARE, 3, true);
+		if (converter->conversions++ % 3)
+			sched_yield();
+		convert(converter->emul, SPARE, 3, false);
+	}
+	return NULL;
+}
+
+/*
+ * What the guest executes may be anything by now, so it may end in any way that
+ * the architecture has; but it does end, and KVM can say how.  Returns whether
+ * that is the end of the piece of code.
+ */
+static bool run_to_any_end(emul_data *self, const char *label, const struct kvm_sregs *sregs)
+{
+	struct kvm_run *run = self->vcpu->run;
+	struct kvm_vcpu_events events = {};
+	bool done;
+
+	set_start(self, label);
+	vcpu_run(self->vcpu);
+	done = run->exit_reason == KVM_EXIT_IO && run->io.port == PORT_DONE;
+	switch (run->exit_reason) {
+	case KVM_EXIT_IO:
+	case KVM_EXIT_MMIO:
+		vcpu_run_complete_io(self->vcpu);
+		break;
+	case KVM_EXIT_HLT:
+	case KVM_EXIT_SHUTDOWN:
+	case KVM_EXIT_INTERNAL_ERROR:
+		break;
+	default:
+		TEST_FAIL("Unexpected exit %s", exit_reason_str(run->exit_reason));
+	}
+	vcpu_regs_get(self->vcpu, &self->regs);
+	if (!done) {
+		vcpu_sregs_set(self->vcpu, (struct kvm_sregs *)sregs);
+		vcpu_events_set(self->vcpu, &events);
+	}
+	return done;
+}
+
+/* Data, code and a page table change their half while KVM uses them. */
+TEST_F_TIMEOUT(emul, converted_all_the_time, TIMEOUT)
+{
+	uint64_t data = gva_of(SPARE), code = gva_of(SPARE + 1), seen[4][3] = {};
+	struct converter converter = { .emul = self };
+	struct kvm_sregs sregs;
+	pthread_t thread;
+	time_t end;
+	int i;
+
+	if (!fep_enabled())
+		SKIP(return, "Can't enable " FEP_PARAM);
+
+	memcpy(page_of(self->alias, SPARE + 1), LABEL(one), LABEL(two) - LABEL(one));
+	*(uint64_t *)page_of(self->alias, SPARE + 2) = gva_of(DATA) | PTE_FLAGS;
+	/* Where the guest comes to if the code is gone. */
+	memcpy(page_of(self->alias, SPARE + 3), LABEL(done), LABEL(code_end) - LABEL(done));
+	guest_store(self, gva_of(CHAIN + 2) + 8, gva_of(SPARE + 2) | PTE_FLAGS);
+	vcpu_sregs_get(self->vcpu, &sregs);
+	pthread_create(&thread, NULL, convert_all_the_time, &converter);
+
+	for (end = time(NULL) + 4; time(NULL) < end; ) {
+		self->regs.rsi = data + 8;
+		TEST_ASSERT(run_to_any_end(self, LABEL(fep_load), &sregs), "The load failed");
+		TEST_ASSERT(!self->regs.rax || self->regs.rax == alias_word(SPARE, 8),
+			    "The guest has loaded %#llx", self->regs.rax);
+		seen[0][!self->regs.rax]++;
+
+		self->regs.rdi = data + 64;
+		self->regs.rax = 0;
+		self->regs.rbx = 1;
+		TEST_ASSERT(run_to_any_end(self, LABEL(fep_cmpxchg), &sregs), "The cmpxchg failed");
+		seen[1][self->regs.r8 == 1]++;
+
+		self->regs.rsi = code;
+		self->regs.rax = gva_of(DATA + 12);
+		if (run_to_any_end(self, LABEL(call), &sregs))
+			seen[2][(uint32_t)self->regs.rax == 0x11111111]++;
+		else
+			seen[2][2]++;
+
+		self->regs.rsi = CHAIN_GVA + SZ_2M;
+		self->regs.rax = 0;
+		if (run_to_any_end(self, LABEL(fep_load), &sregs)) {
+			TEST_ASSERT_EQ(self->regs.rax, data_word(DATA, 0));
+			seen[3][1]++;
+		} else {
+			seen[3][2]++;
+		}
+	}
+
+	WRITE_ONCE(converter.stop, true);
+	pthread_join(thread, NULL);
+	for (i = 0; i < 4; i++)
+		pr_info("# %lu %lu %lu\n", seen[i][0], seen[i][1], seen[i][2]);
+	pr_info("# %lu conversions\n", converter.conversions);
+	TEST_ASSERT(converter.conversions > 10, "%lu conversions", converter.conversions);
+	TEST_ASSERT(seen[0][0] && seen[0][1], "Not both halves of the data have been met");
+	TEST_ASSERT(seen[3][1] && seen[3][2], "Not both halves of the page table have been met");
+
+	/* Nothing else has changed. */
+	check_alias(self);
+	for (i = 1; i < 12; i++)
+		TEST_ASSERT_EQ(guest_load(self, gva_of(DATA + i) + i * 8),
+			       data_word(DATA + i, i * 8));
 }
 
 static void assert_translation(emul_data *self, uint64_t gva, bool valid, uint64_t gpa)
@@ -1206,6 +1418,79 @@ static void fill_hole(emul_data *self, uint64_t page)
 	convert(self, page, nr, true);
 }
 
+#define TASK_CS		0x20
+#define TASK_TSS	0x28
+
+static uint64_t tss_descriptor(uint64_t base, uint8_t type)
+{
+	return 0x67 | (base & 0xffffff) << 16 | (uint64_t)(0x80 | type) << 40 |
+	       (base >> 24 & 0xff) << 56;
+}
+
+/* Where KVM emulates task switches it reads and writes both TSS, and the GDT. */
+static void start_task_switch(emul_data *self, uint64_t tss)
+{
+	struct kvm_sregs sregs;
+
+	guest_store(self, gva_of(GDT) + 24, tss_descriptor(gva_of(GDT) + 2048, 11));
+	guest_store(self, gva_of(GDT) + TASK_CS, 0x00cf9b000000ffff);
+	guest_store(self, gva_of(GDT) + TASK_TSS, tss_descriptor(tss, 9));
+
+	vcpu_sregs_get(self->vcpu, &sregs);
+	set_segment(&sregs.cs, TASK_CS, 11, false);
+	sregs.gdt.limit = TASK_TSS + 7;
+	sregs.cr0 &= ~X86_CR0_PG;
+	sregs.cr4 = 0;
+	sregs.efer = 0;
+	vcpu_sregs_set(self->vcpu, &sregs);
+	set_start(self, LABEL(task));
+}
+
+TEST_F(emul, task_switch)
+{
+	const uint64_t tss = gva_of(DATA);
+	struct kvm_sregs sregs;
+	uint64_t i;
+
+	for (i = 0; i < 104; i += 8)
+		guest_store(self, tss + i, 0);
+	guest_store(self, tss + 0x20, code_gva(LABEL(task_two)) | (uint64_t)X86_EFLAGS_FIXED << 32);
+	guest_store(self, tss + 0x28, 0x1234);				/* eax */
+	guest_store(self, tss + 0x48, 16 | (uint64_t)TASK_CS << 32);	/* es, cs */
+	guest_store(self, tss + 0x50, 16 | 16ull << 32);		/* ss, ds */
+	start_task_switch(self, tss);
+	run_to_end(self);
+	TEST_ASSERT_EQ(self->regs.rax, 0x1234ull);
+	vcpu_sregs_get(self->vcpu, &sregs);
+	TEST_ASSERT_EQ(sregs.tr.selector, TASK_TSS);
+	TEST_ASSERT_EQ(sregs.tr.base, tss);
+}
+
+/*
+ * KVM gives up on a task switch that it can't complete, as half of it may be done;
+ * a CPU that does it by itself faults.
+ */
+TEST_F(emul, task_switch_to_hole)
+{
+	struct kvm_run *run = self->vcpu->run;
+	int r;
+
+	if (backing_is_hugetlb())
+		SKIP(return, HOLES_REASON);
+	make_holes(self);
+	start_task_switch(self, gva_of(SPARE));
+	r = _vcpu_run(self->vcpu);
+	if (r)
+		assert_memory_fault(self->vcpu, r, EFAULT, KVM_MEMORY_EXIT_FLAG_PRIVATE,
+				    gva_of(SPARE));
+	else
+		TEST_ASSERT(run->exit_reason == KVM_EXIT_INTERNAL_ERROR &&
+			    run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION,
+			    "Unexpected exit %s", exit_reason_str(run->exit_reason));
+	TEST_ASSERT_EQ(is_private(self, SPARE), false);
+	check_alias(self);
+}
+
 /* Without any help by the emulator: data, code, a page table. */
 TEST_F(emul, holes)
 {
@@ -1267,26 +1552,156 @@ TEST_F(emul, holes_of_string_ports)
 	TEST_ASSERT_EQ(*(uint64_t *)(data + 8), 0ull);
 }
 
-/* What the port gives has nowhere to go: it must not get lost as MMIO. */
+/*
+ * What a device has given has nowhere to go: it must not get lost, nor be asked
+ * for a second time, when the hole is filled.
+ */
 TEST_F(emul, hole_of_string_input)
 {
-	uint64_t value = 0x1716151413121110;
-	struct kvm_run *run = self->vcpu->run;
-	int r;
+	uint8_t data[16];
+	int i;
+
+	for (i = 0; i < sizeof(data); i++)
+		data[i] = 0x10 + i;
 
 	make_holes(self);
 	start_string(self, LABEL(ins), gva_of(SPARE), 8);
-	r = _vcpu_run(self->vcpu);
-	if (!r) {
-		/* Only if the port is read first. */
-		TEST_ASSERT(run->exit_reason == KVM_EXIT_IO && run->io.port == PORT &&
-			    run->io.direction == KVM_EXIT_IO_IN, "Unexpected exit %s",
-			    exit_reason_str(run->exit_reason));
-		memcpy((void *)run + run->io.data_offset, &value, run->io.count);
-		r = _vcpu_run(self->vcpu);
-	}
-	assert_memory_fault(self->vcpu, r, EFAULT, KVM_MEMORY_EXIT_FLAG_PRIVATE, gva_of(SPARE));
+	run_to_port(self, PORT, 1, 8, true, data);
+	run_to_hole(self, SPARE);
 	fill_hole(self, SPARE);
+	run_to_end(self);
+	TEST_ASSERT_EQ(guest_load(self, gva_of(SPARE)), *(uint64_t *)data);
+	TEST_ASSERT_EQ(self->regs.rcx, 0ull);
+	if (backing_is_hugetlb())
+		return;
+
+	/* Half of it has a place. */
+	start_string(self, LABEL(ins), gva_of(SPARE + 1) - 8, 16);
+	run_to_port(self, PORT, 1, 8, true, data);
+	run_to_port(self, PORT, 1, 8, true, data + 8);
+	run_to_hole(self, SPARE + 1);
+	fill_hole(self, SPARE + 1);
+	run_to_end(self);
+	TEST_ASSERT_EQ(guest_load(self, gva_of(SPARE + 1) - 8), *(uint64_t *)data);
+	TEST_ASSERT_EQ(guest_load(self, gva_of(SPARE + 1)), *(uint64_t *)(data + 8));
+
+	/* From behind, byte by byte; KVM reads ahead what is in the page. */
+	start_string(self, LABEL(ins_backwards), gva_of(SPARE + 2) + 3, 4);
+	run_to_port(self, PORT, 1, 3, true, data);
+	run_to_hole(self, SPARE + 2);
+	fill_hole(self, SPARE + 2);
+	run_to_port(self, PORT, 1, 1, true, data + 3);
+	run_to_end(self);
+	TEST_ASSERT_EQ(guest_load(self, gva_of(SPARE + 2)), 0x10111213ull);
+}
+
+/* The same for a device that is read by MMIO, once. */
+static void start_mmio(emul_data *self, const char *label, uint64_t gva)
+{
+	self->regs.rsi = gva_of_pte(MMIO_PTE);
+	self->regs.rdi = gva;
+	self->regs.r8 = 0;
+	set_start(self, label);
+}
+
+TEST_F(emul, holes_of_mmio)
+{
+	if (backing_is_hugetlb())
+		SKIP(return, HOLES_REASON);
+	make_holes(self);
+
+	/* Two bytes to one page, one to the next. */
+	fill_hole(self, SPARE);
+	self->regs.rcx = 3;
+	start_mmio(self, LABEL(mmio_movs), gva_of(SPARE + 1) - 2);
+	run_to_mmio(self, 0, 1, false, 0xa1);
+	run_to_mmio(self, 1, 1, false, 0xa2);
+	run_to_mmio(self, 2, 1, false, 0xa3);
+	run_to_hole(self, SPARE + 1);
+	fill_hole(self, SPARE + 1);
+	run_to_end(self);
+	TEST_ASSERT_EQ(guest_load(self, gva_of(SPARE + 1) - 2) & 0xffffff, 0xa3a2a1ull);
+
+	/* The CPU would look at the hole first, the emulator doesn't. */
+	self->regs.rcx = 2;
+	start_mmio(self, LABEL(mmio_cmps), gva_of(SPARE + 2) - 1);
+	run_to_mmio(self, 0, 1, false, 0);
+	run_to_mmio(self, 1, 1, false, 0);
+	run_to_hole(self, SPARE + 2);
+	fill_hole(self, SPARE + 2);
+	run_to_end(self);
+	TEST_ASSERT_EQ(self->regs.r8, 1ull);
+	TEST_ASSERT_EQ(self->regs.rcx, 0ull);
+
+	/* Not only strings: a stack, one with a return address on it. */
+	start_mmio(self, LABEL(mmio_push), 0);
+	self->regs.rsp = gva_of(SPARE + 4);
+	vcpu_regs_set(self->vcpu, &self->regs);
+	run_to_mmio(self, 0, 8, false, 0x1122334455667788);
+	run_to_hole(self, SPARE + 3);
+	fill_hole(self, SPARE + 3);
+	run_to_end(self);
+	TEST_ASSERT_EQ(self->regs.rsp, gva_of(SPARE + 4) - 8);
+	TEST_ASSERT_EQ(guest_load(self, gva_of(SPARE + 4) - 8), 0x1122334455667788ull);
+
+	start_mmio(self, LABEL(mmio_call), 0);
+	self->regs.rsp = gva_of(SPARE + 5);
+	vcpu_regs_set(self->vcpu, &self->regs);
+	run_to_mmio(self, 0, 8, false, code_gva(LABEL(called)));
+	run_to_hole(self, SPARE + 4);
+	fill_hole(self, SPARE + 4);
+	run_to_end(self);
+	TEST_ASSERT_EQ(self->regs.r8, 0x2222ull);
+	TEST_ASSERT_EQ(self->regs.rsp, gva_of(SPARE + 5));
+}
+
+/*
+ * The descriptor table is in a hole.  KVM reads it as the system does, and what
+ * goes wrong there looks like success: without an exit the guest would read its
+ * device again and again.
+ */
+TEST_F(emul, hole_of_descriptor_table)
+{
+	struct kvm_sregs sregs;
+
+	if (backing_is_hugetlb())
+		SKIP(return, HOLES_REASON);
+	make_holes(self);
+	vcpu_sregs_get(self->vcpu, &sregs);
+	sregs.gdt.base = gva_of(SPARE);
+	vcpu_sregs_set(self->vcpu, &sregs);
+
+	start_mmio(self, LABEL(mmio_segment), 0);
+	run_to_mmio(self, 0, 2, false, 16);
+	run_to_hole(self, SPARE);
+	/* A shared page will do, and userspace can fill it. */
+	TEST_ASSERT(!mprotect(page_of(self->alias, SPARE), PAGE_SIZE, PROT_READ | PROT_WRITE),
+		    "mprotect() failed: %s", strerror(errno));
+	memcpy(page_of(self->alias, SPARE), page_of(self->image, GDT), PAGE_SIZE);
+	run_to_end(self);
+	TEST_ASSERT_EQ(self->regs.r8, 0x1234ull);
+	vcpu_sregs_get(self->vcpu, &sregs);
+	TEST_ASSERT_EQ(sregs.fs.selector, 16);
+}
+
+/* The exit says what went wrong, not which bytes of private memory were fetched. */
+TEST_F(emul, instruction_bytes)
+{
+	struct kvm_run *run = self->vcpu->run;
+	const uint8_t *bytes = (void *)LABEL(mmio_flds);
+	size_t i;
+
+	vm_enable_cap(self->vm, KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1);
+	memset(&run->emulation_failure, 0xee, 16 * sizeof(uint64_t));
+	start_mmio(self, LABEL(mmio_flds), 0);
+	vcpu_run(self->vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_INTERNAL_ERROR);
+	TEST_ASSERT_EQ(run->emulation_failure.suberror, KVM_INTERNAL_ERROR_EMULATION);
+	TEST_ASSERT(run->emulation_failure.ndata >= 1, "There are no flags");
+	TEST_ASSERT_EQ(run->emulation_failure.flags, 0ull);
+	for (i = 0; i < sizeof(run->padding) - 4; i++)
+		TEST_ASSERT(memcmp(run->padding + i, bytes, 4),
+			    "The instruction is at byte %lu of the exit", i);
 	check_alias(self);
 }
 
@@ -1376,14 +1791,16 @@ static const struct {
 	const char *name;
 	uint32_t msr;
 	uint32_t bits;
+	bool idle;		/* nothing is written before there is a fault */
+	bool exits;		/* rather than let the guest go on without */
 } pv_msrs[] = {
-	{ "wall clock, old", MSR_KVM_WALL_CLOCK, 0 },
-	{ "system time, old", MSR_KVM_SYSTEM_TIME, 1 },
-	{ "wall clock", MSR_KVM_WALL_CLOCK_NEW, 0 },
-	{ "system time", MSR_KVM_SYSTEM_TIME_NEW, 1 },
+	{ "wall clock, old", MSR_KVM_WALL_CLOCK, 0, .exits = true },
+	{ "system time, old", MSR_KVM_SYSTEM_TIME, 1, .exits = true },
+	{ "wall clock", MSR_KVM_WALL_CLOCK_NEW, 0, .exits = true },
+	{ "system time", MSR_KVM_SYSTEM_TIME_NEW, 1, .exits = true },
 	{ "steal time", MSR_KVM_STEAL_TIME, KVM_MSR_ENABLED },
 	{ "PV EOI", MSR_KVM_PV_EOI_EN, KVM_MSR_ENABLED },
-	{ "async page faults", MSR_KVM_ASYNC_PF_EN, KVM_ASYNC_PF_ENABLED },
+	{ "async page faults", MSR_KVM_ASYNC_PF_EN, KVM_ASYNC_PF_ENABLED, .idle = true },
 };
 
 FIXTURE(pv) {
@@ -1463,7 +1880,7 @@ static bool has_msr(uint32_t msr)
 	return false;
 }
 
-/* In a private page from the start: it works there, or it doesn't at all. */
+/* In a private page from the start. */
 TEST_F_TIMEOUT(pv, msrs_of_private_pages, TIMEOUT)
 {
 	const uint64_t gva = gva_of(DATA + 1), offset = 0x40;
@@ -1491,7 +1908,8 @@ TEST_F_TIMEOUT(pv, msrs_of_private_pages, TIMEOUT)
 		}
 		pr_info("# %s: %s, %s\n", pv_msrs[i].name, taken ? "taken" : "#GP",
 			changed ? "works" : "nothing is written");
-		TEST_ASSERT(taken || !changed, "Refused, but written");
+		TEST_ASSERT(taken && changed == !pv_msrs[i].idle, "%s doesn't work",
+			    pv_msrs[i].name);
 
 		/* Punched, the other half is the right one, if any. */
 		if (!backing_is_hugetlb())
@@ -1502,6 +1920,28 @@ TEST_F_TIMEOUT(pv, msrs_of_private_pages, TIMEOUT)
 	}
 }
 
+static bool is_wall_clock(int i)
+{
+	return pv_msrs[i].msr == MSR_KVM_WALL_CLOCK || pv_msrs[i].msr == MSR_KVM_WALL_CLOCK_NEW;
+}
+
+/* Whether KVM has written to a structure that was all zero. */
+static bool pv_works(emul_data *self, int i, uint64_t gva)
+{
+	uint64_t value;
+	int j;
+
+	/* That one is written when the guest asks for it, and then no more. */
+	if (is_wall_clock(i))
+		guest_wrmsr(self, pv_msrs[i].msr, gva);
+	/* A fault in the interrupt's handler would be enough to take PV EOI back. */
+	guest_load(self, gva);
+	value = provoke(self, gva);
+	for (j = 0; j < 64; j += 8)
+		value |= guest_load(self, gva + j);
+	return value;
+}
+
 /* In a shared page, which becomes private under KVM, and shared again. */
 TEST_F_TIMEOUT(pv, msrs_of_converted_pages, TIMEOUT)
 {
@@ -1509,33 +1949,37 @@ TEST_F_TIMEOUT(pv, msrs_of_converted_pages, TIMEOUT)
 	int i, round;
 
 	for (i = 0; i < ARRAY_SIZE(pv_msrs); i++) {
-		bool taken, works;
+		uint64_t *shared;
 
 		pv_create(emul);
-		memset(page_of(emul->alias, SPARE), 0, PAGE_SIZE);
-		taken = guest_wrmsr(emul, pv_msrs[i].msr, gva_of(SPARE) | pv_msrs[i].bits);
+		shared = page_of(emul->alias, SPARE);
+		TEST_ASSERT(guest_wrmsr(emul, pv_msrs[i].msr, gva_of(SPARE) | pv_msrs[i].bits),
+			    "%s: #GP", pv_msrs[i].name);
 		for (round = 0; round < nr_units(3, 3, 1); round++) {
-			uint64_t *shared = page_of(emul->alias, SPARE);
+			bool in_shared, in_private;
 
-			works = provoke(emul, gva_of(SPARE));
+			memset(shared, 0, PAGE_SIZE);
+			in_shared = pv_works(emul, i, gva_of(SPARE));
 			convert(emul, SPARE, 1, true);
 			memcpy(page_of(emul->saved, SPARE), shared, PAGE_SIZE);
-			works |= shared[0] || shared[1] || shared[2];
-			if (!round)
-				pr_info("# %s: %s, %s\n", pv_msrs[i].name,
-					taken ? "taken" : "#GP",
-					works ? "works" : "nothing is written");
-			provoke(emul, gva_of(SPARE));
+			in_private = pv_works(emul, i, gva_of(SPARE));
 			convert(emul, SPARE, 1, false);
 			TEST_ASSERT(!memcmp(page_of(emul->saved, SPARE), shared, PAGE_SIZE),
 				    "%s: the shared half was written", pv_msrs[i].name);
+			TEST_ASSERT(in_shared == !pv_msrs[i].idle &&
+				    in_private == !pv_msrs[i].idle,
+				    "%s, round %d: written when shared: %d, when private: %d",
+				    pv_msrs[i].name, round, in_shared, in_private);
 		}
 		kvm_vm_free(emul->vm);
 		close(emul->fd);
 	}
 }
 
-/* In a hole: nothing, or an exit, but nothing that would hang or be forgotten. */
+/*
+ * In a hole: it works once there is a page.  Of a clock the guest can't tell that
+ * it has not been written, so there is an exit first.
+ */
 TEST_F_TIMEOUT(pv, msrs_of_holes, TIMEOUT)
 {
 	emul_data data, *emul = &data;
@@ -1544,233 +1988,119 @@ TEST_F_TIMEOUT(pv, msrs_of_holes, TIMEOUT)
 	for (i = 0; i < ARRAY_SIZE(pv_msrs); i++) {
 		pv_create(emul);
 		make_holes(emul);
-		guest_wrmsr(emul, pv_msrs[i].msr, gva_of(SPARE) | pv_msrs[i].bits);
-		provoke(emul, gva_of(DATA));
+		emul->regs.rcx = pv_msrs[i].msr;
+		emul->regs.rax = gva_of(SPARE) | pv_msrs[i].bits;
+		emul->regs.rdx = 0;
+		set_start(emul, LABEL(wrmsr));
+		if (pv_msrs[i].exits)
+			run_to_hole(emul, SPARE);
+		else
+			run_to_end(emul);
+		if (!pv_msrs[i].exits)
+			provoke(emul, gva_of(DATA));
 		TEST_ASSERT_EQ(is_private(emul, SPARE), false);
 		fill_hole(emul, SPARE);
-		provoke(emul, gva_of(SPARE));
+		if (pv_msrs[i].exits)
+			run_to_end(emul);
+		TEST_ASSERT(pv_works(emul, i, gva_of(SPARE)) == !pv_msrs[i].idle,
+			    "%s doesn't work", pv_msrs[i].name);
 		kvm_vm_free(emul->vm);
 		close(emul->fd);
 	}
 }
 
-/* Nested virtualization: L2, or what describes it, in private memory. */
+/* Nested virtualization can't use private memory: the guest isn't told of it. */
 FIXTURE(nested) {
 	emul_data emul;
 };
 
 FIXTURE_SETUP(nested)
 {
-	struct kvm_sregs sregs;
-
-	if (!kvm_cpu_has(X86_FEATURE_SVM))
-		SKIP(return, "There is no nested SVM");
-
 	emul_create(&self->emul, false, false);
-	vcpu_sregs_get(self->emul.vcpu, &sregs);
-	sregs.efer |= EFER_SVME;
-	vcpu_sregs_set(self->emul.vcpu, &sregs);
-	TEST_ASSERT(guest_wrmsr(&self->emul, MSR_VM_HSAVE_PA, LOW_HSAVE), "No MSR_VM_HSAVE_PA");
 }
 
 FIXTURE_TEARDOWN(nested)
 {
-	if (!self->emul.vm)
-		return;
 	kvm_vm_free(self->emul.vm);
 	close(self->emul.fd);
 }
 
-static void set_vmcb_segment(struct vmcb_seg *seg, const struct kvm_segment *from)
+static void assert_no_nested_virt(struct kvm_vcpu *vcpu)
 {
-	seg->selector = from->selector;
-	seg->base = from->base;
-	seg->limit = from->limit;
-	seg->attrib = from->type | from->s << 4 | from->dpl << 5 | from->present << 7 |
-		      from->l << 9 | from->db << 10 | from->g << 11;
+	vcpu_ioctl(vcpu, KVM_GET_CPUID2, vcpu->cpuid);
+	TEST_ASSERT(!kvm_cpuid_has(vcpu->cpuid, X86_FEATURE_SVM) &&
+		    !kvm_cpuid_has(vcpu->cpuid, X86_FEATURE_VMX),
+		    "The guest is told of nested virtualization");
 }
 
-/* L2 is L1 once more, at LABEL(l2). */
-static void make_vmcb(emul_data *self, struct vmcb *vmcb)
+TEST_F(nested, cpuid)
 {
-	struct kvm_sregs sregs;
+	struct kvm_vcpu *vcpu = self->emul.vcpu;
 
-	vcpu_sregs_get(self->vcpu, &sregs);
-	memset(vmcb, 0, PAGE_SIZE);
-	set_vmcb_segment(&vmcb->save.cs, &sregs.cs);
-	set_vmcb_segment(&vmcb->save.ds, &sregs.ds);
-	set_vmcb_segment(&vmcb->save.es, &sregs.es);
-	set_vmcb_segment(&vmcb->save.ss, &sregs.ss);
-	vmcb->save.gdtr.base = sregs.gdt.base;
-	vmcb->save.gdtr.limit = sregs.gdt.limit;
-	vmcb->save.idtr.base = sregs.idt.base;
-	vmcb->save.idtr.limit = sregs.idt.limit;
-	vmcb->save.efer = sregs.efer;
-	vmcb->save.cr0 = sregs.cr0;
-	vmcb->save.cr3 = sregs.cr3;
-	vmcb->save.cr4 = sregs.cr4;
-	vmcb->save.dr6 = 0xffff0ff0;
-	vmcb->save.dr7 = 0x400;
-	vmcb->save.g_pat = 0x0007040600070406;
-	vmcb->save.rflags = X86_EFLAGS_FIXED;
-	vmcb->save.rip = code_gva(LABEL(l2));
-	vmcb->save.rsp = gva_of(STACK_END - 1);
-	vmcb->control.asid = 1;
-	vmcb->control.intercept = BIT_ULL(INTERCEPT_VMRUN) | BIT_ULL(INTERCEPT_VMMCALL);
+	TEST_ASSERT(kvm_cpu_has(X86_FEATURE_SVM) || kvm_cpu_has(X86_FEATURE_VMX),
+		    "KVM has no nested virtualization at all");
+
+	/* What userspace has set is what KVM supports. */
+	assert_no_nested_virt(vcpu);
+	vcpu_ioctl(vcpu, KVM_SET_CPUID2, kvm_get_supported_cpuid());
+	assert_no_nested_virt(vcpu);
+	guest_load(&self->emul, gva_of(DATA));
+	/* It can't be changed any more, only set to what it is. */
+	vcpu_ioctl(vcpu, KVM_SET_CPUID2, vcpu->cpuid);
+	vcpu_ioctl(vcpu, KVM_SET_CPUID2, kvm_get_supported_cpuid());
+	assert_no_nested_virt(vcpu);
 }
 
-/* L1's nested page tables: as it is, in pages of 2 MiB, where the slot is. */
-static void make_npt(void *pages, uint64_t gpa)
+TEST_F(nested, svm)
 {
-	uint64_t *pml4 = pages, *pdpt = pages + PAGE_SIZE, *pd = pages + 2 * PAGE_SIZE;
-	uint64_t i;
-
-	memset(pages, 0, 3 * PAGE_SIZE);
-	pml4[0] = (gpa + PAGE_SIZE) | PTE_FLAGS | PTE_USER_MASK;
-	pdpt[1] = (gpa + 2 * PAGE_SIZE) | PTE_FLAGS | PTE_USER_MASK;
-	for (i = 0; i < 512; i++)
-		pd[i] = (BASE + i * SZ_2M) | PTE_FLAGS | PTE_USER_MASK | PTE_LARGE_MASK;
-}
-
-static const char *vmrun_result(emul_data *self)
-{
-	struct kvm_run *run = self->vcpu->run;
-	const char *result = NULL;
-	int r;
-
-	set_start(self, LABEL(vmrun));
-	r = _vcpu_run(self->vcpu);
-	if (r) {
-		TEST_ASSERT(errno == EFAULT && run->exit_reason == KVM_EXIT_MEMORY_FAULT,
-			    "KVM_RUN failed: %s, exit %s", strerror(errno),
-			    exit_reason_str(run->exit_reason));
-		TEST_ASSERT(run->memory_fault.gpa >= BASE &&
-			    run->memory_fault.gpa < BASE + SLOT_SIZE, "A fault at %#llx",
-			    run->memory_fault.gpa);
-		result = "ends in KVM_EXIT_MEMORY_FAULT";
-	} else if (run->exit_reason == KVM_EXIT_IO && run->io.port == PORT_EXCEPTION) {
-		result = *((uint8_t *)run + run->io.data_offset) == UD_VECTOR ? "ends in #UD" :
-									       "ends in #GP";
-		TEST_ASSERT(*((uint8_t *)run + run->io.data_offset) == UD_VECTOR ||
-			    *((uint8_t *)run + run->io.data_offset) == GP_VECTOR,
-			    "Exception %d", *((uint8_t *)run + run->io.data_offset));
-	} else if (run->exit_reason == KVM_EXIT_IO && run->io.port == PORT_DONE) {
-		struct kvm_regs regs;
-
-		vcpu_regs_get(self->vcpu, &regs);
-		result = regs.r15 == 0x1234 ? "works" : "L2 didn't run";
-	} else {
-		TEST_ASSERT(run->exit_reason == KVM_EXIT_SHUTDOWN ||
-			    run->exit_reason == KVM_EXIT_INTERNAL_ERROR,
-			    "Unexpected exit %s", exit_reason_str(run->exit_reason));
-		result = exit_reason_str(run->exit_reason);
-	}
-	check_alias(self);
-	pr_info("# %s\n", result);
-	return result;
-}
-
-/* The VMCB itself. */
-TEST_F(nested, vmcb)
-{
+	struct kvm_vcpu *vcpu = self->emul.vcpu;
 	const char * const labels[] = { LABEL(vmrun), LABEL(vmload), LABEL(vmsave) };
 	emul_data *emul = &self->emul;
-	int i, vector;
+	struct kvm_sregs sregs;
+	uint64_t efer;
+	int i, r;
 
-	make_vmcb(emul, page_of(emul->image, DATA));
-	make_vmcb(emul, page_of(emul->alias, DATA));
-	memcpy(page_of(emul->saved, DATA), page_of(emul->alias, DATA), PAGE_SIZE);
-	guest_put_page(emul, DATA, page_of(emul->image, DATA));
+	if (!kvm_cpu_has(X86_FEATURE_SVM))
+		SKIP(return, "There is no nested SVM");
+
+	/* By the guest, and by userspace. */
+	vcpu_sregs_get(vcpu, &sregs);
+	efer = sregs.efer;
+	TEST_ASSERT(guest_wrmsr(emul, MSR_EFER, efer), "EFER can't be written");
+	TEST_ASSERT(!guest_wrmsr(emul, MSR_EFER, efer | EFER_SVME), "The guest has set EFER.SVME");
+	sregs.efer |= EFER_SVME;
+	r = _vcpu_sregs_set(vcpu, &sregs);
+	TEST_ASSERT(r == -1 && errno == EINVAL, "KVM_SET_SREGS has set EFER.SVME");
+	TEST_ASSERT(!_vcpu_set_msr(vcpu, MSR_EFER, efer | EFER_SVME), "KVM_SET_MSRS has set EFER.SVME");
+	TEST_ASSERT_EQ(_vcpu_set_msr(vcpu, MSR_EFER, efer), 1);
 
 	for (i = 0; i < ARRAY_SIZE(labels); i++) {
 		emul->regs.rax = gva_of(DATA);
-		emul->regs.r15 = 0;
-		vector = try_code(emul, labels[i]);
-		TEST_ASSERT(vector == GP_VECTOR || vector == UD_VECTOR ||
-			    (vector == -1 && (i || emul->regs.r15 == 0x1234)),
-			    "Instruction %d: exception %d", i, vector);
-		pr_info("# %d: exception %d\n", i, vector);
+		TEST_ASSERT_EQ(try_code(emul, labels[i]), UD_VECTOR);
 	}
 }
 
-/* Nor may it be a shared page, which KVM would keep mapped when it is converted. */
-TEST_F(nested, vmcb_in_shared_page)
+/* A nested guest that comes from elsewhere. */
+TEST_F(nested, state)
 {
-	emul_data *emul = &self->emul;
-	int vector;
+	struct {
+		struct kvm_nested_state hdr;
+		uint8_t vmcb[KVM_STATE_NESTED_SVM_VMCB_SIZE];
+	} state = {
+		.hdr = {
+			.format = KVM_STATE_NESTED_FORMAT_SVM,
+			.flags = KVM_STATE_NESTED_GUEST_MODE | KVM_STATE_NESTED_GIF_SET,
+			.size = sizeof(state),
+			.hdr.svm.vmcb_pa = gva_of(DATA),
+		},
+	};
+	int r;
 
-	make_vmcb(emul, page_of(emul->alias, SPARE));
-	emul->regs.rax = gva_of(SPARE);
-	emul->regs.r15 = 0;
-	vector = try_code(emul, LABEL(vmrun));
-	TEST_ASSERT(vector == GP_VECTOR || vector == UD_VECTOR, "VMRUN: exception %d", vector);
-	TEST_ASSERT_EQ(emul->regs.r15, 0ull);
-}
+	if (!kvm_cpu_has(X86_FEATURE_SVM))
+		SKIP(return, "There is no nested SVM");
 
-/* All but the VMCB, first without nested page tables. */
-TEST_F(nested, guest)
-{
-	emul_data *emul = &self->emul;
-	const char *result;
-
-	make_vmcb(emul, emul->low + LOW_VMCB);
-	emul->regs.rax = LOW_VMCB;
-	emul->regs.r15 = 0;
-	result = vmrun_result(emul);
-	TEST_ASSERT(!strcmp(result, "works"), "L2 without nested paging: %s", result);
-}
-
-TEST_F(nested, nested_paging)
-{
-	emul_data *emul = &self->emul;
-	struct vmcb *vmcb = emul->low + LOW_VMCB;
-
-	if (!kvm_cpu_has(X86_FEATURE_NPT))
-		SKIP(return, "There is no nested paging");
-
-	make_vmcb(emul, vmcb);
-	make_npt(emul->low + LOW_NPT, LOW_NPT);
-	vmcb->control.nested_ctl = SVM_NESTED_CTL_NP_ENABLE;
-	vmcb->control.nested_cr3 = LOW_NPT;
-	emul->regs.rax = LOW_VMCB;
-	emul->regs.r15 = 0;
-	vmrun_result(emul);
-}
-
-/* The tables are in private memory, with others in the alias. */
-TEST_F(nested, nested_page_tables)
-{
-	emul_data *emul = &self->emul;
-	struct vmcb *vmcb = emul->low + LOW_VMCB;
-	int i;
-
-	if (!kvm_cpu_has(X86_FEATURE_NPT))
-		SKIP(return, "There is no nested paging");
-
-	make_vmcb(emul, vmcb);
-	make_npt(page_of(emul->image, DATA), gva_of(DATA));
-	for (i = 0; i < 3; i++)
-		guest_put_page(emul, DATA + i, page_of(emul->image, DATA + i));
-	vmcb->control.nested_ctl = SVM_NESTED_CTL_NP_ENABLE;
-	vmcb->control.nested_cr3 = gva_of(DATA);
-	emul->regs.rax = LOW_VMCB;
-	emul->regs.r15 = 0;
-	vmrun_result(emul);
-}
-
-/* Which MSRs L1 wants to see: KVM reads it at VMRUN. */
-TEST_F(nested, msr_bitmap)
-{
-	emul_data *emul = &self->emul;
-	struct vmcb *vmcb = emul->low + LOW_VMCB;
-
-	make_vmcb(emul, vmcb);
-	vmcb->control.intercept |= BIT_ULL(INTERCEPT_MSR_PROT) | BIT_ULL(INTERCEPT_IOIO_PROT);
-	vmcb->control.msrpm_base_pa = gva_of(DATA);
-	vmcb->control.iopm_base_pa = gva_of(DATA + 4);
-	emul->regs.rax = LOW_VMCB;
-	emul->regs.r15 = 0;
-	vmrun_result(emul);
+	r = __vcpu_ioctl(self->emul.vcpu, KVM_SET_NESTED_STATE, &state.hdr);
+	TEST_ASSERT(r == -1 && errno == EINVAL, "KVM_SET_NESTED_STATE: %d (%s)", r, strerror(errno));
 }
 
 int main(int argc, char *argv[])

@@ -608,9 +608,17 @@ static uint64_t find_pfn(lazy_data *self, uint64_t page)
 	return pfn;
 }
 
+static void outs_code(uint64_t gva)
+{
+	uint64_t nr = 8;
+
+	asm volatile("rep outsb" : "+S" (gva), "+c" (nr) : "d" (0x40) : "memory");
+}
+
 /* Memory that fails under the guest: it is told, and nothing else is lost. */
 TEST_F_TIMEOUT(lazy, poison, TIMEOUT)
 {
+	struct kvm_regs regs;
 	const uint64_t bad = nr_units(17, 17, 1);
 	char text[32];
 	uint64_t pfn, left, i;
@@ -642,6 +650,17 @@ TEST_F_TIMEOUT(lazy, poison, TIMEOUT)
 		TEST_ASSERT(r == EHWPOISON && left == 2, "Prefault: %s, %lu left",
 			    strerror(r), left);
 	}
+
+	/* Also if it is KVM that reads it, for the guest. */
+	vcpu_regs_get(self->vcpu, &regs);
+	vcpu_arch_set_entry_point(self->vcpu, outs_code);
+	vcpu_args_set(self->vcpu, 1, page_gpa(bad));
+	for (i = 0; i < 3; i++) {
+		r = _vcpu_run(self->vcpu);
+		assert_memory_fault(self->vcpu, r, EHWPOISON, KVM_MEMORY_EXIT_FLAG_PRIVATE,
+				    page_gpa(bad));
+	}
+	vcpu_regs_set(self->vcpu, &regs);
 
 	/* It stays private, it stays bad, and fallocate() doesn't mend it. */
 	TEST_ASSERT(memfd_is_private(self->fd, bad * UNIT), "Poison became shared");
