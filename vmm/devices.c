@@ -200,15 +200,12 @@ void devices_type(struct devices *dev, const void *bytes, size_t len)
 
 static void take_data(struct devices *dev, const void *from, unsigned int size)
 {
-	__u8 *data = dev->data;
-
+	if (!dev->data)
+		dev->data = malloc(DATA_MAX);
 	/* A guest that sends too much loses the rest. */
-	if (!data)
-		data = malloc(DATA_MAX);
-	if (!data || dev->data_len + size > DATA_MAX)
+	if (!dev->data || dev->data_len + size > DATA_MAX)
 		return;
-	dev->data = data;
-	memcpy(data + dev->data_len, from, size);
+	memcpy(dev->data + dev->data_len, from, size);
 	dev->data_len += size;
 }
 
