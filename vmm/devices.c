@@ -200,15 +200,12 @@ void devices_type(struct devices *dev, const void *bytes, size_t len)
 
 static void take_data(struct devices *dev, const void *from, unsigned int size)
 {
-	__u8 *data = dev->data;
-
+	if (!dev->data)
+		dev->data = malloc(DATA_MAX);
 	/* A guest that sends too much loses the rest. */
-	if (!data)
-		data = malloc(DATA_MAX);
-	if (!data || dev->data_len + size > DATA_MAX)
+	if (!dev->data || dev->data_len + size > DATA_MAX)
 		return;
-	dev->data = data;
-	memcpy(data + dev->data_len, from, size);
+	memcpy(dev->data + dev->data_len, from, size);
 	dev->data_len += size;
 }
 
@@ -268,7 +265,7 @@ static enum vm_event out(struct devices *dev, __u16 port, const void *data, unsi
 		return VM_STEP;
 	case PORT_EXIT:
 		dev->exit_code = val;
-		return ended(dev, VM_LEFT, "exit port");
+		return ended(dev, VM_LEFT, "the exit port");
 	case ACPI_PM1_EVENT + 2:
 		dev->pm1_enable = val;
 		break;
@@ -276,11 +273,11 @@ static enum vm_event out(struct devices *dev, __u16 port, const void *data, unsi
 		return power(dev, val);
 	case RESET_PORT:
 		if (val & 4)
-			return ended(dev, VM_RESET, "reset register");
+			return ended(dev, VM_RESET, "the reset register");
 		break;
 	case KEYBOARD_STATUS:
 		if (val == KEYBOARD_RESET)
-			return ended(dev, VM_RESET, "keyboard controller");
+			return ended(dev, VM_RESET, "the keyboard controller");
 		break;
 	}
 	return VM_CONTINUE;	/* whatever it was, it is not there */

@@ -47,7 +47,7 @@ static int run_to(struct session *s, enum step step)
 	enum vm_event event = vm_wait(&s->vm, s->deadline);
 
 	if (event == VM_POWER_OFF || event == VM_RESET)
-		refused("the guest ended early, by the %s", s->vm.dev.how);
+		refused("the guest ended early, by %s", s->vm.dev.how);
 	else if (event == VM_STEP && s->vm.step != step)
 		refused("the guest is at step %u, not at %u", s->vm.step, step);
 	return event == VM_STEP && s->vm.step == step ? 0 : -1;
@@ -207,7 +207,7 @@ static int run_to_end(struct session *s)
 	bool ended = event == VM_POWER_OFF || event == VM_RESET;
 
 	if (ended)
-		check(true, "the guest %s, by the %s", event == VM_RESET ? "reset the machine" :
+		check(true, "the guest %s, by %s", event == VM_RESET ? "reset the machine" :
 		      "turned the machine off", s->vm.dev.how);
 	return ended ? 0 : -1;
 }
