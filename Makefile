@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 # The only interface: each verb is a tool in tools/. `make` prints help.
 
-verbs := kernel test demo boot refresh series check bisect breaks compare bench tree
+verbs := kernel test soak demo boot refresh series check bisect breaks compare bench tree
 
 # On the command line or in the environment; the tools read them there.
-export LINUX OUT BUILD KERNEL T G B LIST J ACCEL SCALE SHOW FORCE FULL BENCH QEMU_ARGS
+export LINUX OUT BUILD KERNEL T G B LIST J ACCEL SCALE SHOW FORCE FULL BENCH TIME QEMU_ARGS
 ifneq ($(origin CC),default)
 export CC
 endif
@@ -23,6 +23,7 @@ clean:
 #: make kernel    the patched kernel: tree in build/linux, image at build/out/bzImage
 #: make test      the tests, from nothing; last line "N passed, N failed, N skipped"
 #: make bench     the measurements: docs/bench.md, and a verdict for each claim; BENCH=quick the headlines only
+#: make soak      the tests of group soak for TIME each (90, 10m, 2h)
 #: make boot      a shell in the guest
 #: make refresh   commits of build/linux back into patches/ and linux/
 #: make series    the series as numbered mails in build/out/series/
