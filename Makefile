@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 # The only interface: each verb is a tool in tools/. `make` prints help.
 
-verbs := kernel test demo linux boot refresh series check bisect breaks compare bench tree man forward
+verbs := kernel test soak demo linux boot refresh series check bisect breaks compare bench tree man forward
 
 # On the command line or in the environment; the tools read them there.
-export LINUX OUT BUILD KERNEL T G B LIST J ACCEL SCALE SHOW FORCE FULL BENCH QEMU_ARGS MAN_PAGES TO
+export LINUX OUT BUILD KERNEL T G B LIST J ACCEL SCALE SHOW FORCE FULL BENCH TIME QEMU_ARGS MAN_PAGES TO
 ifneq ($(origin CC),default)
 export CC
 endif
@@ -25,6 +25,7 @@ clean:
 #: make demo      Debian's kernel in private memory, and the control in ordinary memory: a verdict
 #: make linux     the same kernel on each kind of memory: docs/linux-guest.md
 #: make bench     the measurements: docs/bench.md, and a verdict for each claim; BENCH=quick the headlines only
+#: make soak      the tests of group soak for TIME each (90, 10m, 2h)
 #: make boot      a shell in the guest
 #: make refresh   commits of build/linux back into patches/ and linux/
 #: make series    the series as numbered mails in build/out/series/

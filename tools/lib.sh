@@ -73,7 +73,7 @@ logged() {
 # clean_make ARGS...: make that sees nothing of our variables; the kernel's Makefiles have their own of these names.
 unset MAKEFLAGS MFLAGS MAKELEVEL
 clean_make() {
-	env -u LINUX -u OUT -u BUILD -u KERNEL -u T -u TO -u G -u J -u LIST -u ACCEL -u SCALE -u SHOW -u FORCE -u FULL -u BENCH make "$@"
+	env -u LINUX -u OUT -u BUILD -u KERNEL -u T -u TO -u G -u J -u LIST -u ACCEL -u SCALE -u SHOW -u FORCE -u FULL -u BENCH -u TIME make "$@"
 }
 
 # kmake ARGS...: make of the kernel tree into its output folder.
