@@ -58,7 +58,7 @@
 #define NR_WORDS	NR_PROBES
 
 /* Operations until everything is made anew; between two looks at everything. */
-#define EPOCH		6000
+#define EPOCH		12000
 #define FULL_CHECK	400
 
 /* A call that takes longer than this, in seconds, hangs. */
