@@ -11,6 +11,7 @@
 #ifndef SELFTEST_KVM_PRIVATE_MEMFD_H
 #define SELFTEST_KVM_PRIVATE_MEMFD_H
 
+#include <dirent.h>
 #include <linux/falloc.h>
 #include <linux/memfd.h>
 #include <linux/sizes.h>
@@ -429,6 +430,97 @@ static inline void assert_memory_fault(struct kvm_vcpu *vcpu, int r, int error,
 		    "Wanted a fault with flags %#lx at %#lx, got %#llx, gpa %#llx, size %#llx",
 		    flags, gpa, run->memory_fault.flags, run->memory_fault.gpa,
 		    run->memory_fault.size);
+}
+
+/* What must be as it was before. */
+struct counters {
+	long shmem_kb;
+	long hugetlb_used;
+	long vms;
+	long kvm_users;
+	long vendor_users;
+};
+
+static inline long read_number(const char *path)
+{
+	long value = -1;
+	FILE *f = fopen(path, "r");
+
+	if (f) {
+		if (fscanf(f, "%ld", &value) != 1)
+			value = -1;
+		fclose(f);
+	}
+	return value;
+}
+
+/* Of hugetlbfs, the pages that somebody has. */
+static inline long read_hugetlb_used(void)
+{
+	char path[128];
+	long nr, nr_free;
+
+	snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%lukB/nr_hugepages",
+		 UNIT / SZ_1K);
+	nr = read_number(path);
+	snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%lukB/free_hugepages",
+		 UNIT / SZ_1K);
+	nr_free = read_number(path);
+	TEST_ASSERT(nr > 0 && nr_free >= 0, "No huge pages of %lu kB", UNIT / SZ_1K);
+	return nr - nr_free;
+}
+
+static inline void read_counters(struct counters *c)
+{
+	struct dirent *entry;
+	char line[128];
+	FILE *f;
+	DIR *d;
+
+	memset(c, 0, sizeof(*c));
+
+	/* Without this each CPU may have some pages to itself. */
+	read_number("/proc/sys/vm/stat_refresh");
+	f = fopen("/proc/meminfo", "r");
+	TEST_ASSERT(f, "Can't read /proc/meminfo: %s", strerror(errno));
+	while (fgets(line, sizeof(line), f))
+		sscanf(line, "Shmem: %ld", &c->shmem_kb);
+	fclose(f);
+	if (backing_is_hugetlb())
+		c->hugetlb_used = read_hugetlb_used();
+
+	/* A directory for each VM, if debugfs is there. */
+	d = opendir("/sys/kernel/debug/kvm");
+	while (d && (entry = readdir(d)))
+		c->vms += entry->d_type == DT_DIR;
+	if (d)
+		closedir(d);
+
+	/* Only if KVM is a module. */
+	c->kvm_users = read_number("/sys/module/kvm/refcnt");
+	c->vendor_users = read_number(host_cpu_is_amd ? "/sys/module/kvm_amd/refcnt" :
+							"/sys/module/kvm_intel/refcnt");
+}
+
+static inline void assert_counters(const struct counters *before, const char *what)
+{
+	struct counters now;
+	int tries;
+
+	/* Some of it is left to workqueues.  And some may have been left to others before. */
+	for (tries = 0; tries < 300; tries++) {
+		read_counters(&now);
+		if (now.shmem_kb <= before->shmem_kb &&
+		    now.hugetlb_used <= before->hugetlb_used && now.vms == before->vms &&
+		    now.kvm_users == before->kvm_users && now.vendor_users == before->vendor_users)
+			return;
+		usleep(10000);
+	}
+	TEST_ASSERT(now.hugetlb_used <= before->hugetlb_used, "%s: %ld huge pages used, were %ld",
+		    what, now.hugetlb_used, before->hugetlb_used);
+	TEST_FAIL("%s: Shmem %ld kB, %ld VMs, %ld and %ld module users, were %ld, %ld, %ld, %ld",
+		  what, now.shmem_kb, now.vms, now.kvm_users, now.vendor_users,
+		  before->shmem_kb, before->vms, before->kvm_users, before->vendor_users);
 }
 
 /*

@@ -1,0 +1,572 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Every operation on private memory, with the first, the second, the third...
+ * of its allocations failing, until there is none left to fail.  Either it
+ * works all the same, or it fails with an error that it may fail with, and then
+ * nothing has changed.
+ *
+ * Of the guest's page faults as of the rest: what a vCPU could not get for lack
+ * of memory it gets when it is run again.
+ *
+ * Needs CONFIG_FAULT_INJECTION with CONFIG_FAILSLAB and CONFIG_FAIL_PAGE_ALLOC.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "private_memfd.h"
+
+#define MAX_SITES	2000
+
+/* What the guest finds in the shared half. */
+#define SHARED_WORD	0x5ull
+/* And what it has written to the private one. */
+#define PRIVATE_WORD	0x9ull
+
+struct world {
+	uint64_t nr;		/* units in the file */
+	uint64_t first, nr_op;	/* units the operation is about */
+	void *hva;
+	int fd;
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	struct agent *agent;
+	bool bound;
+	int new_fd, new_vcpu;	/* what the operation has opened */
+};
+
+struct operation {
+	const char *name;
+	/* In front of each try; memory is there. */
+	void (*prepare)(struct world *w);
+	/* A single call, 0 or -1 and errno. */
+	int (*run)(struct world *w);
+	/* What the call may fail with, besides ENOMEM. */
+	int error, other_error;
+	/* After a call that has failed, and after one that hasn't. */
+	void (*unchanged)(struct world *w);
+	void (*done)(struct world *w);
+};
+
+/* --- making allocations fail --- */
+
+static int fail_nth_fd = -1;
+
+static bool knob(const char *attr, const char *name, const char *value)
+{
+	char path[128];
+	int fd, len = strlen(value);
+	bool good;
+
+	snprintf(path, sizeof(path), "/sys/kernel/debug/%s/%s", attr, name);
+	fd = open(path, O_WRONLY);
+	good = fd >= 0 && write(fd, value, len) == len;
+	close(fd);
+	return good;
+}
+
+/* Allocations of any kind, which may sleep, and with nothing on the console. */
+static void require_fault_injection(void)
+{
+	static const char * const attrs[] = { "failslab", "fail_page_alloc" };
+	int i;
+
+	fail_nth_fd = open("/proc/thread-self/fail-nth", O_RDWR);
+	__TEST_REQUIRE(fail_nth_fd >= 0, "There is no fault injection (CONFIG_FAULT_INJECTION)");
+	for (i = 0; i < ARRAY_SIZE(attrs); i++)
+		__TEST_REQUIRE(knob(attrs[i], "ignore-gfp-wait", "N") &&
+			       knob(attrs[i], "verbose", "0"),
+			       "There is no %s in debugfs", attrs[i]);
+	TEST_ASSERT(knob("fail_page_alloc", "ignore-gfp-highmem", "N") &&
+		    knob("fail_page_alloc", "min-order", "0"), "Not to be set");
+}
+
+static void fail_nth(int n)
+{
+	char text[16];
+	int len = snprintf(text, sizeof(text), "%d", n);
+
+	TEST_ASSERT(pwrite(fail_nth_fd, text, len, 0) == len, "fail-nth: %s", strerror(errno));
+}
+
+/* Whether one has failed since. */
+static bool has_failed(void)
+{
+	char text[16] = "";
+
+	TEST_ASSERT(pread(fail_nth_fd, text, sizeof(text) - 1, 0) > 0, "fail-nth: %s",
+		    strerror(errno));
+	fail_nth(0);
+	return !atoi(text);
+}
+
+/* --- what the guest, the host and the file say --- */
+
+static uint64_t *shared_word(struct world *w, uint64_t i)
+{
+	return w->hva + i * UNIT;
+}
+
+static bool is_private(struct world *w, uint64_t i)
+{
+	return memfd_is_private(w->fd, i * UNIT);
+}
+
+static void bind(struct world *w)
+{
+	vm_add_private(w->vm, PRIVATE_SLOT, PRIVATE_GPA, w->nr * UNIT, w->hva, w->fd, 0);
+	w->bound = true;
+}
+
+static void unbind(struct world *w)
+{
+	if (w->bound)
+		vm_delete_private(w->vm, PRIVATE_SLOT);
+	w->bound = false;
+}
+
+/* Everything private and known to the guest but for @shared units from @first. */
+static void populate(struct world *w, uint64_t first, uint64_t shared)
+{
+	uint64_t i;
+
+	if (!w->bound)
+		bind(w);
+	/* Anew, so that huge pages are in one piece again. */
+	memfd_to_shared(w->fd, 0, w->nr * UNIT);
+	memfd_to_private(w->fd, 0, w->nr * UNIT);
+	if (shared)
+		memfd_to_shared(w->fd, first * UNIT, shared * UNIT);
+	for (i = 0; i < w->nr; i++)
+		WRITE_ONCE(*shared_word(w, i), SHARED_WORD);
+	agent_order(w->agent, PRIVATE_GPA, w->nr, AGENT_NOTHING, PRIVATE_WORD);
+	agent_run(w->vcpu, w->agent);
+	for (i = 0; i < shared; i++)
+		WRITE_ONCE(*shared_word(w, first + i), SHARED_WORD);
+}
+
+/* As populate() has left it, with units [@first, @first + @nr) as the file says. */
+static void check_all(struct world *w, uint64_t first, uint64_t nr, uint64_t private_word)
+{
+	bool was_private = true;
+	uint64_t i;
+
+	agent_order(w->agent, PRIVATE_GPA, w->nr, PRIVATE_WORD, AGENT_NOTHING);
+	for (i = 0; i < w->nr; i++) {
+		bool private = is_private(w, i);
+
+		if (i < first || i >= first + nr) {
+			TEST_ASSERT(private, "Unit %lu became shared", i);
+		} else {
+			/* In order from the start. */
+			TEST_ASSERT(!private || was_private || i == first,
+				    "Unit %lu is private, the one before it is not", i);
+			w->agent->page[i].expect = private ? private_word : AGENT_NOTHING;
+			was_private = private;
+		}
+	}
+	agent_run(w->vcpu, w->agent);
+
+	/* A shared page is the host's. */
+	for (i = first; i < first + nr; i++)
+		if (!is_private(w, i))
+			TEST_ASSERT_EQ(*shared_word(w, i), SHARED_WORD);
+}
+
+/* --- the operations: files --- */
+
+static void nothing(struct world *w)
+{
+}
+
+static int run_create(struct world *w)
+{
+	w->new_fd = memfd_create("private", MFD_CLOEXEC | MFD_INACCESSIBLE |
+				 private_backing()->memfd_flags);
+	return w->new_fd < 0 ? -1 : 0;
+}
+
+static void done_create(struct world *w)
+{
+	TEST_ASSERT_EQ(fcntl(w->new_fd, F_GET_SEALS) & F_SEAL_INACCESSIBLE, F_SEAL_INACCESSIBLE);
+	close(w->new_fd);
+	w->new_fd = -1;
+}
+
+static void prepare_resize(struct world *w)
+{
+	TEST_ASSERT(!run_create(w), "memfd_create() failed: %s", strerror(errno));
+}
+
+static int run_resize(struct world *w)
+{
+	return ftruncate(w->new_fd, 4 * UNIT);
+}
+
+static void unchanged_resize(struct world *w)
+{
+	TEST_ASSERT_EQ(lseek(w->new_fd, 0, SEEK_END), 0);
+	done_create(w);
+}
+
+static void done_resize(struct world *w)
+{
+	TEST_ASSERT_EQ(lseek(w->new_fd, 0, SEEK_END), 4 * UNIT);
+	done_create(w);
+}
+
+/* Content, then the seal. */
+static void prepare_seal(struct world *w)
+{
+	uint64_t i;
+	char *p;
+
+	w->new_fd = backing_memfd(w->nr_op * UNIT, MFD_ALLOW_SEALING);
+	p = mmap(NULL, w->nr_op * UNIT, PROT_READ | PROT_WRITE, MAP_SHARED, w->new_fd, 0);
+	TEST_ASSERT(p != MAP_FAILED, "mmap() failed: %s", strerror(errno));
+	for (i = 0; i < w->nr_op; i++)
+		p[i * UNIT] = i + 1;
+	munmap(p, w->nr_op * UNIT);
+}
+
+static int run_seal(struct world *w)
+{
+	return fcntl(w->new_fd, F_ADD_SEALS, F_SEAL_INACCESSIBLE);
+}
+
+static void unchanged_seal(struct world *w)
+{
+	uint64_t i;
+	char byte;
+
+	TEST_ASSERT_EQ(fcntl(w->new_fd, F_GET_SEALS), 0);
+	TEST_ASSERT_EQ(memfd_nr_private(w->new_fd), w->nr_op);
+	for (i = 0; i < w->nr_op; i++)
+		TEST_ASSERT(pread(w->new_fd, &byte, 1, i * UNIT) == 1 && byte == (char)(i + 1),
+			    "Content of unit %lu", i);
+	close(w->new_fd);
+}
+
+static void done_seal(struct world *w)
+{
+	char byte;
+
+	TEST_ASSERT(pread(w->new_fd, &byte, 1, 0) == -1 && errno == EPERM, "Not sealed");
+	TEST_ASSERT_EQ(memfd_nr_private(w->new_fd), w->nr_op);
+	done_create(w);
+}
+
+static void prepare_holes(struct world *w)
+{
+	unbind(w);
+	memfd_to_shared(w->fd, 0, w->nr * UNIT);
+}
+
+static int run_allocate(struct world *w)
+{
+	return fallocate(w->fd, FALLOC_FL_KEEP_SIZE, w->first * UNIT, w->nr_op * UNIT);
+}
+
+/* In order from the start, and nothing elsewhere. */
+static void unchanged_holes(struct world *w)
+{
+	uint64_t nr = memfd_nr_private(w->fd), i;
+
+	TEST_ASSERT(nr < w->nr_op, "Failed, but %lu units are there", nr);
+	for (i = 0; i < w->nr; i++)
+		TEST_ASSERT(is_private(w, i) == (i >= w->first && i < w->first + nr),
+			    "Unit %lu of %lu", i, nr);
+}
+
+static void done_allocate(struct world *w)
+{
+	uint64_t i;
+
+	TEST_ASSERT_EQ(memfd_nr_private(w->fd), w->nr_op);
+	for (i = w->first; i < w->first + w->nr_op; i++)
+		TEST_ASSERT(is_private(w, i), "Unit %lu is not", i);
+}
+
+/* --- conversions under a guest that has everything mapped --- */
+
+static void prepare_shared(struct world *w)
+{
+	populate(w, w->first, w->nr_op);
+}
+
+static void unchanged_shared(struct world *w)
+{
+	check_all(w, w->first, w->nr_op, 0);
+}
+
+static void done_to_private(struct world *w)
+{
+	TEST_ASSERT_EQ(memfd_nr_private(w->fd), w->nr);
+	check_all(w, w->first, w->nr_op, 0);
+}
+
+static void prepare_private(struct world *w)
+{
+	populate(w, 0, 0);
+}
+
+/* Three units, so that a huge page has to be split on both sides. */
+static int run_punch(struct world *w)
+{
+	return fallocate(w->fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
+			 (w->first + 1) * UNIT, 3 * UNIT);
+}
+
+static void unchanged_private(struct world *w)
+{
+	TEST_ASSERT_EQ(memfd_nr_private(w->fd), w->nr);
+	check_all(w, 0, 0, 0);
+}
+
+/*
+ * hugetlbfs has to split an entry of its map of reservations.  If that fails
+ * the hole is there all the same, but st_blocks doesn't know of it.
+ */
+static void done_punch(struct world *w)
+{
+	uint64_t i;
+
+	for (i = w->first + 1; i < w->first + 4; i++)
+		TEST_ASSERT(!is_private(w, i), "Unit %lu is still there", i);
+	if (!backing_is_hugetlb())
+		TEST_ASSERT_EQ(memfd_nr_private(w->fd), w->nr - 3);
+	check_all(w, w->first + 1, 3, 0);
+}
+
+/* --- slots --- */
+
+static void prepare_unbound(struct world *w)
+{
+	populate(w, w->first, w->nr_op);
+	unbind(w);
+}
+
+/* The library's function asks for capabilities first. */
+static int run_bind(struct world *w)
+{
+	struct kvm_userspace_memory_region2 region = {
+		.slot = PRIVATE_SLOT,
+		.flags = KVM_MEM_PRIVATE,
+		.guest_phys_addr = PRIVATE_GPA,
+		.memory_size = w->nr * UNIT,
+		.userspace_addr = (uintptr_t)w->hva,
+		.guest_memfd = w->fd,
+	};
+
+	return ioctl(w->vm->fd, KVM_SET_USER_MEMORY_REGION2, &region);
+}
+
+/* What has failed is not bound: it can be. */
+static void unchanged_unbound(struct world *w)
+{
+	bind(w);
+	check_all(w, w->first, w->nr_op, 0);
+}
+
+static void done_bind(struct world *w)
+{
+	w->bound = true;
+	check_all(w, w->first, w->nr_op, 0);
+}
+
+static int run_delete(struct world *w)
+{
+	return __vm_set_user_memory_region(w->vm, PRIVATE_SLOT, 0, 0, 0, NULL);
+}
+
+static void done_delete(struct world *w)
+{
+	w->bound = false;
+	TEST_ASSERT_EQ(get_vm_stat(w->vm, "private_pages"), 0);
+	bind(w);
+	check_all(w, w->first, w->nr_op, 0);
+}
+
+/* --- faults --- */
+
+/* The slot is new, so the guest has nothing mapped. */
+static void prepare_unmapped(struct world *w)
+{
+	uint64_t i;
+
+	prepare_unbound(w);
+	bind(w);
+	agent_order(w->agent, PRIVATE_GPA, w->nr, PRIVATE_WORD, AGENT_NOTHING);
+	for (i = w->first; i < w->first + w->nr_op; i++)
+		w->agent->page[i].expect = AGENT_NOTHING;
+}
+
+static int run_vcpu(struct world *w)
+{
+	return __vcpu_run(w->vcpu);
+}
+
+static void unchanged_run(struct world *w)
+{
+	agent_run(w->vcpu, w->agent);
+	check_all(w, w->first, w->nr_op, 0);
+}
+
+static void done_run(struct world *w)
+{
+	TEST_ASSERT_KVM_EXIT_REASON(w->vcpu, KVM_EXIT_IO);
+	agent_report(w->agent);
+	check_all(w, w->first, w->nr_op, 0);
+}
+
+static int run_prefault(struct world *w)
+{
+	struct kvm_pre_fault_memory range = {
+		.gpa = PRIVATE_GPA,
+		.size = w->nr * UNIT,
+	};
+
+	return __vcpu_ioctl(w->vcpu, KVM_PRE_FAULT_MEMORY, &range);
+}
+
+static void after_prefault(struct world *w)
+{
+	unchanged_run(w);
+}
+
+/* --- a VM of its own that goes away --- */
+
+static void prepare_end(struct world *w)
+{
+	struct kvm_userspace_memory_region2 region = {
+		.slot = 1,
+		.flags = KVM_MEM_PRIVATE,
+		.guest_phys_addr = PRIVATE_GPA,
+		.memory_size = 4 * UNIT,
+		.userspace_addr = (uintptr_t)w->hva,
+	};
+	int kvm = open_kvm_dev_path_or_exit(), fd = private_memfd(4 * UNIT);
+
+	memfd_to_private(fd, 0, 4 * UNIT);
+	region.guest_memfd = fd;
+	w->new_fd = ioctl(kvm, KVM_CREATE_VM, KVM_X86_SW_PROTECTED_VM);
+	TEST_ASSERT(w->new_fd >= 0, "KVM_CREATE_VM failed: %s", strerror(errno));
+	TEST_ASSERT(!ioctl(w->new_fd, KVM_SET_USER_MEMORY_REGION2, &region),
+		    "Binding failed: %s", strerror(errno));
+	close(fd);
+	close(kvm);
+}
+
+static int run_end(struct world *w)
+{
+	return close(w->new_fd);
+}
+
+/* And one with a vCPU that has no memory in stock for its page tables. */
+static void prepare_vcpu(struct world *w)
+{
+	prepare_end(w);
+	w->new_vcpu = ioctl(w->new_fd, KVM_CREATE_VCPU, 0);
+	TEST_ASSERT(w->new_vcpu >= 0, "KVM_CREATE_VCPU failed: %s", strerror(errno));
+}
+
+static int run_first_prefault(struct world *w)
+{
+	struct kvm_pre_fault_memory range = {
+		.gpa = PRIVATE_GPA,
+		.size = 4 * UNIT,
+	};
+
+	return ioctl(w->new_vcpu, KVM_PRE_FAULT_MEMORY, &range);
+}
+
+static void after_first_prefault(struct world *w)
+{
+	TEST_ASSERT(!run_first_prefault(w), "KVM_PRE_FAULT_MEMORY failed: %s", strerror(errno));
+	close(w->new_vcpu);
+	close(w->new_fd);
+}
+
+static const struct operation operations[] = {
+	{ "memfd_create()", nothing, run_create, ENFILE, ENOSPC, nothing, done_create },
+	{ "ftruncate()", prepare_resize, run_resize, 0, 0, unchanged_resize, done_resize },
+	{ "F_SEAL_INACCESSIBLE", prepare_seal, run_seal, EBUSY, 0, unchanged_seal, done_seal },
+	{ "allocate, no slot", prepare_holes, run_allocate, ENOSPC, 0, unchanged_holes,
+	  done_allocate },
+	{ "allocate under a guest", prepare_shared, run_allocate, ENOSPC, 0, unchanged_shared,
+	  done_to_private },
+	{ "punch under a guest", prepare_private, run_punch, EBUSY, 0, unchanged_private,
+	  done_punch },
+	{ "add a slot", prepare_unbound, run_bind, 0, 0, unchanged_unbound, done_bind },
+	{ "delete a slot", prepare_shared, run_delete, 0, 0, unchanged_shared, done_delete },
+	{ "run: faults", prepare_unmapped, run_vcpu, 0, 0, unchanged_run, done_run },
+	{ "KVM_PRE_FAULT_MEMORY", prepare_unmapped, run_prefault, 0, 0, after_prefault,
+	  after_prefault },
+	{ "KVM_PRE_FAULT_MEMORY, the first one", prepare_vcpu, run_first_prefault, 0, 0,
+	  after_first_prefault, after_first_prefault },
+	{ "end of a VM", prepare_end, run_end, 0, 0, nothing, nothing },
+};
+
+static void inject(struct world *w, const struct operation *op)
+{
+	int n, failed = 0, survived = 0;
+	bool injected = true;
+
+	for (n = 1; injected; n++) {
+		int r, error;
+
+		TEST_ASSERT(n <= MAX_SITES, "%s never comes to an end", op->name);
+		op->prepare(w);
+		fail_nth(n);
+		r = op->run(w);
+		error = errno;
+		injected = has_failed();
+		if (r) {
+			TEST_ASSERT(error == ENOMEM ||
+				    (error && (error == op->error || error == op->other_error)),
+				    "%s, allocation %d: %s", op->name, n, strerror(error));
+			TEST_ASSERT(injected, "%s fails with all memory there: %s", op->name,
+				    strerror(error));
+			op->unchanged(w);
+			failed++;
+		} else {
+			op->done(w);
+			survived += injected;
+		}
+	}
+	ksft_test_result_pass("%s: %d allocations, %d of them it can do without\n", op->name,
+			      failed + survived, survived);
+}
+
+int main(int argc, char *argv[])
+{
+	struct world w = { .new_fd = -1 };
+	struct counters before;
+	int i;
+
+	require_private_mem();
+	require_fault_injection();
+	ksft_print_header();
+	ksft_set_plan(ARRAY_SIZE(operations));
+
+	/* Of huge pages of shmem the second one; else a few units. */
+	w.nr = backing_is_hugetlb() ? 12 : backing_is_huge() ? 2 * PAGES_PER_2M : 16;
+	w.nr_op = backing_is_hugetlb() || !backing_is_huge() ? 6 : PAGES_PER_2M;
+	w.first = w.nr - w.nr_op;
+	w.hva = map_shared_half(w.nr * UNIT);
+	w.vm = vm_create_private(1, agent_code, &w.vcpu);
+	w.agent = agent_create(w.vcpu);
+	virt_map_private(w.vm, PRIVATE_GPA, w.nr * UNIT);
+	read_counters(&before);
+	w.fd = private_memfd(w.nr * UNIT);
+
+	for (i = 0; i < ARRAY_SIZE(operations); i++)
+		inject(&w, &operations[i]);
+
+	unbind(&w);
+	close(w.fd);
+	assert_counters(&before, "Failed allocations");
+	kvm_vm_free(w.vm);
+	ksft_finished();
+}
