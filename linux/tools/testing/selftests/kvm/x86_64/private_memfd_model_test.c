@@ -814,8 +814,7 @@ static void handle_exit(struct kvm_run *run, int r, int error, struct pending *p
 		      "%s: odd exit", access_text(p));
 		if (p->how == INS) {
 			*data = p->value;
-			/* It may yet turn out that there is nothing to write to. */
-			p->seen |= p->effect == VALUE;
+			p->seen = true;
 			return;
 		}
 		agree(p->effect == VALUE, "%s: reads %#x from a hole", access_text(p), *data);
@@ -948,6 +947,12 @@ static bool guest_access(int vm, int cpu, int slot, int cell, int word, enum acc
 	}
 	if (s)
 		p = guest_word(s, cell, word, how == WRITE || how == INS, &effect);
+	/*
+	 * What the port gives is kept if there is a hole, and the instruction
+	 * is completed when the vCPU runs again: it can't be skipped.
+	 */
+	if (!p && how == INS)
+		return false;
 
 	if (nr_pending == QUEUE || pending_vm != vm || pending_cpu != cpu)
 		flush();
