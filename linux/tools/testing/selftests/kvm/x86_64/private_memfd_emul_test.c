@@ -2071,7 +2071,8 @@ TEST_F(nested, svm)
 	sregs.efer |= EFER_SVME;
 	r = _vcpu_sregs_set(vcpu, &sregs);
 	TEST_ASSERT(r == -1 && errno == EINVAL, "KVM_SET_SREGS has set EFER.SVME");
-	TEST_ASSERT(!_vcpu_set_msr(vcpu, MSR_EFER, efer | EFER_SVME), "KVM_SET_MSRS has set EFER.SVME");
+	TEST_ASSERT(!_vcpu_set_msr(vcpu, MSR_EFER, efer | EFER_SVME),
+		    "KVM_SET_MSRS has set EFER.SVME");
 	TEST_ASSERT_EQ(_vcpu_set_msr(vcpu, MSR_EFER, efer), 1);
 
 	for (i = 0; i < ARRAY_SIZE(labels); i++) {
@@ -2100,7 +2101,8 @@ TEST_F(nested, state)
 		SKIP(return, "There is no nested SVM");
 
 	r = __vcpu_ioctl(self->emul.vcpu, KVM_SET_NESTED_STATE, &state.hdr);
-	TEST_ASSERT(r == -1 && errno == EINVAL, "KVM_SET_NESTED_STATE: %d (%s)", r, strerror(errno));
+	TEST_ASSERT(r == -1 && errno == EINVAL, "KVM_SET_NESTED_STATE: %d (%s)",
+		    r, strerror(errno));
 }
 
 int main(int argc, char *argv[])
