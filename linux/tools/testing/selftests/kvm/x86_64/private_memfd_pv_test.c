@@ -12,13 +12,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/syscall.h>
 #include <time.h>
 
 #include <asm/pvclock.h>
 #include <asm/pvclock-abi.h>
 #include <linux/kvm_para.h>
-#include <linux/userfaultfd.h>
 
 #include "apic.h"
 #include "hyperv.h"
@@ -344,23 +342,6 @@ static void apf_code(uint64_t gpa, uint64_t slow_gpa)
 		cpu_relax();
 	asm volatile("cli");
 	GUEST_SYNC_ARGS(0, value, apf.not_present, apf.token, apf.ready_token);
-}
-
-static int uffd_open(void *start, size_t len)
-{
-	struct uffdio_api api = { .api = UFFD_API };
-	struct uffdio_register reg = {
-		.range = { (uintptr_t)start, len },
-		.mode = UFFDIO_REGISTER_MODE_MISSING,
-	};
-	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
-
-	if (uffd < 0)
-		return uffd;
-	TEST_ASSERT(!ioctl(uffd, UFFDIO_API, &api), "UFFDIO_API failed: %s", strerror(errno));
-	TEST_ASSERT(!ioctl(uffd, UFFDIO_REGISTER, &reg), "UFFDIO_REGISTER failed: %s",
-		    strerror(errno));
-	return uffd;
 }
 
 static void *fill_slowly(void *arg)

@@ -8,9 +8,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/syscall.h>
-
-#include <linux/userfaultfd.h>
 
 #include "private_memfd.h"
 
@@ -30,22 +27,6 @@ static void *vcpu_thread(void *vcpu)
 {
 	vcpu_run(vcpu);
 	return NULL;
-}
-
-static int uffd_open(void *start, size_t len)
-{
-	struct uffdio_api api = { .api = UFFD_API };
-	struct uffdio_register reg = {
-		.range = { (uintptr_t)start, len },
-		.mode = UFFDIO_REGISTER_MODE_MISSING,
-	};
-	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
-
-	__TEST_REQUIRE(uffd >= 0, "There is no userfaultfd");
-	TEST_ASSERT(!ioctl(uffd, UFFDIO_API, &api), "UFFDIO_API failed: %s", strerror(errno));
-	TEST_ASSERT(!ioctl(uffd, UFFDIO_REGISTER, &reg), "UFFDIO_REGISTER failed: %s",
-		    strerror(errno));
-	return uffd;
 }
 
 /* Returns when somebody misses that page. */
@@ -83,6 +64,7 @@ int main(int argc, char *argv[])
 	hva = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	TEST_ASSERT(hva != MAP_FAILED, "mmap() failed: %s", strerror(errno));
 	uffd = uffd_open(hva, SIZE);
+	__TEST_REQUIRE(uffd >= 0, "There is no userfaultfd");
 	ksft_print_header();
 	ksft_set_plan(1);
 

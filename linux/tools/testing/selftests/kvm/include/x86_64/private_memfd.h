@@ -15,7 +15,9 @@
 #include <linux/falloc.h>
 #include <linux/memfd.h>
 #include <linux/sizes.h>
+#include <linux/userfaultfd.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
 #include "kvm_util.h"
 #include "processor.h"
@@ -361,6 +363,24 @@ static inline void *map_shared_half(size_t size)
 static inline void *map_no_shared_half(size_t size)
 {
 	return map_half(size, 0, PROT_NONE);
+}
+
+/* Who misses a page there waits for this descriptor.  Negative: there is no userfaultfd. */
+static inline int uffd_open(void *start, size_t len)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = {
+		.range = { (uintptr_t)start, len },
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+
+	if (uffd < 0)
+		return uffd;
+	TEST_ASSERT(!ioctl(uffd, UFFDIO_API, &api), "UFFDIO_API failed: %s", strerror(errno));
+	TEST_ASSERT(!ioctl(uffd, UFFDIO_REGISTER, &reg), "UFFDIO_REGISTER failed: %s",
+		    strerror(errno));
+	return uffd;
 }
 
 /* Of a VM or a vCPU; unlike vm_get_stat() this fails if there is no such stat. */
