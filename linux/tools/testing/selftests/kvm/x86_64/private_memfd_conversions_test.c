@@ -318,6 +318,9 @@ static void *test_mem_conversions_vcpu(void *arg)
 			continue;
 		}
 
+		/* An access out of bounds: where, and from where. */
+		if (run->exit_reason == KVM_EXIT_SHUTDOWN)
+			vcpu_dump(stderr, vcpu, 0);
 		TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
 
 		switch (get_ucall(vcpu, &uc)) {
