@@ -57,6 +57,17 @@ void check_ticks(void)
 	}
 }
 
+__u64 begin(void)
+{
+	usleep(50000);
+	return ticks();
+}
+
+void limit_free_lists(void)
+{
+	write_text("/proc/sys/vm/percpu_pagelist_high_fraction", "100000");
+}
+
 static struct figure *find_figure(const char *step, const char *store,
 				  const char *unit)
 {

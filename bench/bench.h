@@ -50,6 +50,18 @@ static inline __u64 ticks(void)
 /* Leave unless a tick is an instruction. */
 void check_ticks(void);
 
+/*
+ * The time at the begin of what is measured: what was before has put work off
+ * (freeing memory by RCU, timers), and that is done now.
+ */
+__u64 begin(void);
+
+/*
+ * Free pages at hand: few, and as many whatever was freed before. They cost less
+ * than others, so there must not be more of them on one kernel than on another.
+ */
+void limit_free_lists(void);
+
 /* Record a sample of a figure; the smallest counts. */
 void sample(const char *step, const char *store, const char *unit, double value);
 

@@ -31,7 +31,7 @@ static void measure(const char *what, __u64 start)
 
 /* Begin of what a call of measure() ends. */
 #define start_of(what) \
-	for (__u64 t_ = ticks(), once_ = 1; once_; once_ = 0, measure(what, t_))
+	for (__u64 t_ = begin(), once_ = 1; once_; once_ = 0, measure(what, t_))
 
 static void must(bool ok, const char *what)
 {
@@ -267,6 +267,7 @@ static void guest_memfd(void)
 int main(void)
 {
 	check_ticks();
+	limit_free_lists();
 	must(!mkdir(TMPFS, 0700) || errno == EEXIST, TMPFS);
 	for (int turn = 0; turn < TURNS; turn++) {
 		shmem_file("memfd", open_memfd);

@@ -47,7 +47,7 @@ static void life(const struct store *store, __u64 size, __u64 len, const char *s
 	vm_create(&vm, 1);
 	mem_create(&mem, store, &vm, size, 1, 1);
 	faults = vcpu_stat(&vm.vcpus[0], "pf_taken");
-	t0 = ticks();
+	t0 = begin();
 	mem_to_private(&mem, 0, size);
 	t1 = ticks();
 	mem_touch(&mem, size - len, len);
@@ -74,7 +74,7 @@ static void prefault(const struct store *store, __u64 size)
 	vm_create(&vm, 1);
 	mem_create(&mem, store, &vm, size, 1, 1);
 	mem_to_private(&mem, 0, size);
-	start = ticks();
+	start = begin();
 	vcpu_prefault(&vm.vcpus[0], MEM_GPA, size);
 	sample("prefault", store->name, PAGE, per_page(ticks() - start, size));
 	mem_destroy(&mem);
@@ -106,7 +106,7 @@ static void convert(struct mem *mem, __u64 offset, __u64 len, bool mixed, int tu
 		if (mixed && (i == 0 || len > SZ_4K))
 			checkerboard(mem, offset, len);
 		mem_touch(mem, offset, len);
-		t0 = ticks();
+		t0 = begin();
 		mem_to_shared(mem, offset, len);
 		t1 = ticks();
 		mem_to_private(mem, offset, len);
@@ -201,7 +201,7 @@ static void convert_1g(const struct store *store)
 	mem_create(&mem, store, &vm, SZ_1G, 1, 1);
 	mem_to_private(&mem, 0, SZ_1G);
 	mem_touch(&mem, 0, SZ_1G);
-	start = ticks();
+	start = begin();
 	mem_to_shared(&mem, 0, SZ_1G);
 	mem_to_private(&mem, 0, SZ_1G);
 	sample("convert-1G", store->name, CALL, ticks() - start);
@@ -222,14 +222,14 @@ static void many(const struct store *store, int nr_files, int nr_slots, const ch
 	size = slot_size * nr_slots;
 	vm_create(&vm, 1);
 	mem_create(&mem, store, &vm, size, nr_files, nr_slots);
-	start = ticks();
+	start = begin();
 	mem_to_private(&mem, 0, size);
 	sample(text("%s-start", name), store->name, PAGE, per_page(ticks() - start, size));
-	start = ticks();
+	start = begin();
 	mem_touch(&mem, size - size / 8, size / 8);
 	sample(text("%s-touch", name), store->name, PAGE, per_page(ticks() - start, size / 8));
 	for (int i = 0; i < 8; i++) {
-		start = ticks();
+		start = begin();
 		mem_to_shared(&mem, size / 2, SZ_4K);
 		mem_to_private(&mem, size / 2, SZ_4K);
 		sample(text("%s-convert-4K", name), store->name, CALL, ticks() - start);
@@ -406,6 +406,7 @@ int main(int argc, char *argv[])
 
 	quick = argc > 1 && !strcmp(argv[1], "quick");
 	check_ticks();
+	limit_free_lists();
 	for (i = 0; i < nr_stores; i++) {
 		there[i] = store_there(&stores[i]);
 		if (!there[i])
