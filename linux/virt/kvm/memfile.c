@@ -45,6 +45,9 @@ static struct kvm_memfile *to_kvm_memfile(struct memfile_binding *binding)
 
 static pgoff_t gfn_to_pgoff(const struct kvm_memory_slot *slot, gfn_t gfn)
 {
+	/* Or the end of the slot, as that of a range. */
+	VM_WARN_ON_ONCE(gfn < slot->base_gfn ||
+			gfn > slot->base_gfn + slot->npages);
 	return gfn - slot->base_gfn + slot->memfile->binding.range.start;
 }
 
