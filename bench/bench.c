@@ -65,7 +65,7 @@ __u64 begin(void)
 
 void limit_free_lists(void)
 {
-	write_text("/proc/sys/vm/percpu_pagelist_high_fraction", "100000");
+	write_text("/proc/sys/vm/percpu_pagelist_high_fraction", "1000");
 }
 
 static struct figure *find_figure(const char *step, const char *store,

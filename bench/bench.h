@@ -57,8 +57,10 @@ void check_ticks(void);
 __u64 begin(void);
 
 /*
- * Free pages at hand: few, and as many whatever was freed before. They cost less
- * than others, so there must not be more of them on one kernel than on another.
+ * Let lists of free pages not grow by themselves. What comes from there costs
+ * less than what doesn't, so there must not be more of it on one kernel than on
+ * another. Not the least limit there is: each page would be more than a list
+ * holds, or less, and move many.
  */
 void limit_free_lists(void);
 
