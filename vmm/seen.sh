@@ -48,7 +48,7 @@ leave()
 
 look() { ./inspect "${@:-$pid}" > "$tmp/seen" 2> "$tmp/err"; }
 
-ranges() { grep -E '^    +0x' "$1"; }
+ranges() { grep -E '^ +0(x[0-9a-f]+)?-0x' "$1"; }
 
 same_map() { ranges "$tmp/said" > "$tmp/1"; ranges "$tmp/seen" | diff "$tmp/1" - && [ -s "$tmp/1" ]; }
 
