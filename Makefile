@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # The only interface: each verb is a tool in tools/. `make` prints help.
 
-verbs := kernel test soak demo linux boot refresh series check bisect breaks compare bench tree man forward deb
+verbs := kernel test soak demo linux boot refresh series check bisect breaks compare bench tree man forward deb variants
 
 # On the command line or in the environment; the tools read them there.
 export LINUX OUT BUILD KERNEL T G B LIST J ACCEL SCALE SHOW FORCE FULL BENCH TIME QEMU_ARGS MAN_PAGES TO FLAVOUR
@@ -32,6 +32,7 @@ clean:
 #: make man       the man pages, as they read with what the series adds
 #: make forward   carry the series to another kernel: TO=VERSION of Debian's linux-source, or a tarball
 #: make deb       installable packages from Debian's configuration, in build/deb: hours, goes on where it was; FLAVOUR=amd64
+#: make variants  what the series touches, compiled in each of configs/variants; FULL=1 at each commit
 #: make breaks    break each rule of the design on purpose, and see its test go red; B=NAME or pattern: tests/breaks
 #: make clean     remove build/
 #:
