@@ -58,7 +58,7 @@ static struct fd *fds;
 static unsigned int nr_fds;
 static bool missed;
 
-static void cant(const char *what, int fd)
+static void unseen(const char *what, int fd)
 {
 	warn("%s of file descriptor %d", what, fd);
 	missed = true;
@@ -83,7 +83,7 @@ static void add_memfd(const char *path, int nr, const char *name)
 
 	fd.file = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd.file < 0 || fstat(fd.file, &st)) {
-		cant("opening", nr);
+		unseen("opening", nr);
 		return;
 	}
 	seals = fcntl(fd.file, F_GET_SEALS);
@@ -149,7 +149,7 @@ static void print_fdinfo(int nr)
 	snprintf(path, sizeof(path), "/proc/%d/fdinfo/%d", pid, nr);
 	f = fopen(path, "re");
 	if (!f) {
-		cant("fdinfo", nr);
+		unseen("fdinfo", nr);
 		return;
 	}
 	while (fgets(line, sizeof(line), f)) {
@@ -208,7 +208,7 @@ static void print_stats_fd(int nr)
 	int fd = pidfd < 0 ? -1 : syscall(SYS_pidfd_getfd, pidfd, nr, 0);
 
 	if (fd < 0) {
-		cant("taking a copy", nr);
+		unseen("taking a copy", nr);
 	} else {
 		printf("VM, statistics of descriptor %d\n", nr);
 		for_each_stat(fd, print_stat, NULL);
@@ -218,12 +218,28 @@ static void print_stats_fd(int nr)
 		close(pidfd);
 }
 
+/* A file of debugfs that is a number, and nothing but one. */
+static bool read_number(int dir, const char *name, __u64 *value)
+{
+	char word[32], *end;
+	int fd = openat(dir, name, O_RDONLY | O_CLOEXEC);
+	ssize_t len = fd < 0 ? -1 : read(fd, word, sizeof(word) - 1);
+
+	if (fd >= 0)
+		close(fd);
+	if (len <= 0)
+		return false;
+	word[len] = '\0';
+	*value = strtoull(word, &end, 10);
+	return end > word && *end == '\n' && !end[1];
+}
+
 /* A VM's folder is called by process and descriptor at its creation. */
 static void print_debugfs(int nr)
 {
 	struct dirent *entry;
-	char path[64], word[32];
-	FILE *f;
+	char path[64];
+	__u64 value;
 	DIR *dir;
 
 	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%d-%d", pid, nr);
@@ -234,17 +250,9 @@ static void print_debugfs(int nr)
 		return;
 	}
 	printf("VM %d, %s\n", nr, path);
-	while ((entry = readdir(dir))) {
-		int fd = openat(dirfd(dir), entry->d_name, O_RDONLY | O_CLOEXEC);
-
-		f = entry->d_type == DT_REG && fd >= 0 ? fdopen(fd, "r") : NULL;
-		if (f && fgets(word, sizeof(word), f) && strspn(word, "0123456789\n") == strlen(word))
-			print_stat(NULL, entry->d_name, strtoull(word, NULL, 10));
-		if (f)
-			fclose(f);
-		else if (fd >= 0)
-			close(fd);
-	}
+	while ((entry = readdir(dir)))
+		if (entry->d_type == DT_REG && read_number(dirfd(dir), entry->d_name, &value))
+			print_stat(NULL, entry->d_name, value);
 	closedir(dir);
 }
 

@@ -5,7 +5,7 @@
 
 #include "vmm.h"
 
-void for_each_stat(int fd, void (*fn)(void *arg, const char *name, __u64 value), void *arg)
+void for_each_stat(int fd, stat_fn fn, void *arg)
 {
 	struct kvm_stats_header head;
 	struct kvm_stats_desc *desc;

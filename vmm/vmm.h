@@ -373,8 +373,10 @@ void vm_keep(void);
 
 /* --- stats.c --- */
 
+typedef void (*stat_fn)(void *arg, const char *name, __u64 value);
+
 /* Call @fn for each of the numbers that a file of KVM_GET_STATS_FD has. */
-void for_each_stat(int fd, void (*fn)(void *arg, const char *name, __u64 value), void *arg);
+void for_each_stat(int fd, stat_fn fn, void *arg);
 
 /* --- report.c --- */
 
