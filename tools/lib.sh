@@ -25,6 +25,9 @@ base|base-*)
 	SELFTESTS=$BUILD/selftests/base
 	[ -n "$OWN_TREE" ] || TREE=$BUILD/linux-base
 	;;
+deb) # the same release and version string in the package and in what make test builds
+	export LOCALVERSION='' KBUILD_BUILD_VERSION=1
+	;;
 esac
 
 # Compiler cache: used when it is there, never needed.
@@ -73,7 +76,7 @@ logged() {
 # clean_make ARGS...: make that sees nothing of our variables; the kernel's Makefiles have their own of these names.
 unset MAKEFLAGS MFLAGS MAKELEVEL
 clean_make() {
-	env -u LINUX -u OUT -u BUILD -u KERNEL -u T -u TO -u G -u J -u LIST -u ACCEL -u SCALE -u SHOW -u FORCE -u FULL -u BENCH -u TIME make "$@"
+	env -u LINUX -u OUT -u BUILD -u KERNEL -u T -u TO -u G -u J -u LIST -u ACCEL -u SCALE -u SHOW -u FORCE -u FULL -u BENCH -u TIME -u FLAVOUR make "$@"
 }
 
 # kmake ARGS...: make of the kernel tree into its output folder.

@@ -269,6 +269,8 @@ int run_linux(const struct options *opt)
 		report_summary(&s.vm);
 		if (ret || opt->debug)
 			report_failure(&s.vm, opt->debug);
+		if (opt->keep)
+			vm_keep();
 	}
 	vm_destroy(&s.vm);
 	ram_destroy(&s.ram);

@@ -19,6 +19,7 @@ static const char usage[] =
 	"usage: vmm private|lazy|ordinary|guest_memfd [options]\n"
 	"  -t N     watchdog, in seconds (default: 900)\n"
 	"  -d       say all about the guest's state at the end\n"
+	"  -w       keep the VM at the end, until standard input ends: for inspect\n"
 	"Linux:\n"
 	"  -k FILE  boot this kernel (bzImage); without it: the small guest\n"
 	"  -r FILE  its initrd (default: initrd beside this program)\n"
@@ -252,7 +253,7 @@ static void parse(struct options *opt, int argc, char **argv)
 		.input = "/proc/self/exe",
 	};
 	opt->ram.kind = pick(argc > 1 ? argv[1] : "no kind of RAM", kinds);
-	while ((c = getopt(argc - 1, argv + 1, "a:b:cdg:i:k:m:n:opr:s:t:vx")) != -1) {
+	while ((c = getopt(argc - 1, argv + 1, "a:b:cdg:i:k:m:n:opr:s:t:vwx")) != -1) {
 		for_linux |= strchr("abmnprsvx", c) != NULL;
 		for_small |= strchr("gio", c) != NULL;
 		switch (c) {
@@ -300,6 +301,9 @@ static void parse(struct options *opt, int argc, char **argv)
 			break;
 		case 'v':
 			opt->verbose = true;
+			break;
+		case 'w':
+			opt->keep = true;
 			break;
 		case 'x':
 			opt->take_away = true;

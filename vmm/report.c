@@ -35,33 +35,7 @@ const char *exit_name(__u32 reason)
 	return "?";
 }
 
-/* --- KVM's binary statistics (Documentation/virt/kvm/api.rst, 4.133) --- */
-
-/* Call @fn for each of the file's numbers that is one. */
-static void for_each_stat(int of, void (*fn)(void *arg, const char *name, __u64 value), void *arg)
-{
-	int fd = ioctl(of, KVM_GET_STATS_FD, NULL);
-	struct kvm_stats_header head;
-	struct kvm_stats_desc *desc;
-	size_t size;
-	__u64 value;
-	__u32 i;
-
-	if (fd < 0)
-		return;
-	if (pread(fd, &head, sizeof(head), 0) == sizeof(head)) {
-		size = sizeof(*desc) + head.name_size;
-		desc = malloc(size);
-		for (i = 0; desc && i < head.num_desc; i++)
-			if (pread(fd, desc, size, head.desc_offset + i * size) == (ssize_t)size &&
-			    desc->size == 1 &&
-			    pread(fd, &value, sizeof(value), head.data_offset + desc->offset) ==
-			    sizeof(value))
-				fn(arg, desc->name, value);
-		free(desc);
-	}
-	close(fd);
-}
+/* --- KVM's binary statistics --- */
 
 struct wanted {
 	const char *name;
@@ -90,7 +64,7 @@ static __u64 stat_of_vcpus(struct vm *vm, const char *name)
 	unsigned int i;
 
 	for (i = 0; i < vm->config.nr_vcpus; i++)
-		sum += stat_of(vm->vcpu[i].fd, name);
+		sum += stat_of(vm->vcpu[i].stats, name);
 	return sum;
 }
 
@@ -153,8 +127,8 @@ static void report_memory(struct vm *vm)
 	       kib_of("/proc/self/smaps_rollup", "Anonymous:"),
 	       kib_of("/proc/meminfo", "SecPageTables:"));
 	printf("  mapped: %llu pages of 4 KiB, %llu of 2 MiB, %llu of 1 GiB; private pages mapped %llu\n",
-	       stat_of(vm->fd, "pages_4k"), stat_of(vm->fd, "pages_2m"),
-	       stat_of(vm->fd, "pages_1g"), stat_of(vm->fd, "private_pages"));
+	       stat_of(vm->stats, "pages_4k"), stat_of(vm->stats, "pages_2m"),
+	       stat_of(vm->stats, "pages_1g"), stat_of(vm->stats, "private_pages"));
 	printf("  calls: %lu conversions to shared, %lu to private, %lu lazy allocations; sealing %.2f s, allocating %.2f s\n",
 	       ram->to_shared, ram->to_private, ram->populated, ram->seal_seconds,
 	       ram->alloc_seconds);
@@ -200,7 +174,7 @@ static void report_vcpu_exits(struct vcpu *vcpu)
 		if (vcpu->exits[i])
 			printf(" %s %lu", exit_name(i), vcpu->exits[i]);
 	printf(" errors %lu\n", vcpu->errors);
-	for_each_stat(vcpu->fd, print_stat, "vcpu");
+	for_each_stat(vcpu->stats, print_stat, "vcpu");
 }
 
 static void print_range(void *arg, __u64 gpa, __u64 len)
@@ -236,6 +210,6 @@ void report_failure(struct vm *vm, bool all)
 	}
 	if (!all)
 		return;
-	for_each_stat(vm->fd, print_stat, "vm");
+	for_each_stat(vm->stats, print_stat, "vm");
 	report_map(vm->ram);
 }

@@ -245,6 +245,8 @@ int run_small(const struct options *opt)
 		printf("  %lu hypercalls\n", s.vm.hypercalls);
 		if (ret || opt->debug)
 			report_failure(&s.vm, opt->debug);
+		if (opt->keep)
+			vm_keep();
 	}
 	vm_destroy(&s.vm);
 	ram_destroy(&s.ram);

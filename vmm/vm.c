@@ -40,6 +40,9 @@ static int create_vm(struct vm *vm)
 	vm->fd = ioctl(vm->kvm, KVM_CREATE_VM, vm->type);
 	if (vm->fd < 0)
 		return failed("KVM_CREATE_VM of type %lu", vm->type);
+	vm->stats = ioctl(vm->fd, KVM_GET_STATS_FD, NULL);
+	if (vm->stats < 0)
+		return failed("KVM_GET_STATS_FD");
 
 	printf("  VM type %lu, KVM_CAP_PRIVATE_MEM: %#x of /dev/kvm, %#x of this VM\n",
 	       vm->type, cap(vm->kvm, KVM_CAP_PRIVATE_MEM), cap(vm->fd, KVM_CAP_PRIVATE_MEM));
@@ -86,13 +89,13 @@ int vm_create(struct vm *vm, struct ram *ram, const struct vm_config *config)
 {
 	unsigned int i;
 
-	*vm = (struct vm){ .config = *config, .kvm = -1, .fd = -1, .ram = ram };
+	*vm = (struct vm){ .config = *config, .kvm = -1, .fd = -1, .stats = -1, .ram = ram };
 	devices_init(&vm->dev);
 	pthread_mutex_init(&vm->lock, NULL);
 	pthread_cond_init(&vm->changed, NULL);
 	vm->doorbell = vm->signals = -1;
 	for (i = 0; i < config->nr_vcpus; i++)
-		vm->vcpu[i] = (struct vcpu){ .vm = vm, .index = i, .fd = -1 };
+		vm->vcpu[i] = (struct vcpu){ .vm = vm, .index = i, .fd = -1, .stats = -1 };
 	return create_vm(vm) || want_hypercalls(vm) || create_irqchip(vm) ? -1 : 0;
 }
 
@@ -298,6 +301,9 @@ static int create_vcpu(struct vm *vm, struct vcpu *vcpu)
 	vcpu->fd = ioctl(vm->fd, KVM_CREATE_VCPU, vcpu->index);
 	if (vcpu->fd < 0)
 		return failed("KVM_CREATE_VCPU %u", vcpu->index);
+	vcpu->stats = ioctl(vcpu->fd, KVM_GET_STATS_FD, NULL);
+	if (vcpu->stats < 0)
+		return failed("KVM_GET_STATS_FD of vCPU %u", vcpu->index);
 	vcpu->run = mmap(NULL, vm->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, 0);
 	if (vcpu->run == MAP_FAILED) {
 		vcpu->run = NULL;
@@ -331,9 +337,13 @@ void vm_destroy(struct vm *vm)
 	for (i = 0; i < vm->config.nr_vcpus; i++) {
 		if (vm->vcpu[i].run)
 			munmap(vm->vcpu[i].run, vm->run_size);
+		if (vm->vcpu[i].stats >= 0)
+			close(vm->vcpu[i].stats);
 		if (vm->vcpu[i].fd >= 0)
 			close(vm->vcpu[i].fd);
 	}
+	if (vm->stats >= 0)
+		close(vm->stats);
 	if (vm->fd >= 0)
 		close(vm->fd);
 	if (vm->kvm >= 0)
@@ -534,6 +544,18 @@ void vm_block_signals(void)
 {
 	sigset_t set = end_signals();
 
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+}
+
+void vm_keep(void)
+{
+	sigset_t set = end_signals();
+	char c;
+
+	printf("  process %d keeps the VM until its standard input ends\n", getpid());
+	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+	while (read(STDIN_FILENO, &c, 1) > 0)
+		;
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 

@@ -299,7 +299,7 @@ void *devices_take_data(struct devices *dev, size_t *len);
 struct vcpu {
 	struct vm *vm;
 	unsigned int index;
-	int fd;
+	int fd, stats;
 	pthread_t thread;
 	struct kvm_run *run;
 	unsigned long exits[MAX_EXIT], errors;
@@ -317,6 +317,7 @@ struct vm_config {
 struct vm {
 	struct vm_config config;
 	int kvm, fd;
+	int stats;			/* kept open: so others can have it, see inspect.c */
 	unsigned long type;		/* KVM_X86_* */
 	size_t run_size;
 	struct ram *ram;
@@ -366,6 +367,16 @@ void vm_stop(struct vm *vm);
 
 /* Block the signals that are the main thread's business. Before any thread. */
 void vm_block_signals(void);
+
+/* Wait, with the VM as it is, until standard input ends, or for a signal. */
+void vm_keep(void);
+
+/* --- stats.c --- */
+
+typedef void (*stat_fn)(void *arg, const char *name, __u64 value);
+
+/* Call @fn for each of the numbers that a file of KVM_GET_STATS_FD has. */
+void for_each_stat(int fd, stat_fn fn, void *arg);
 
 /* --- report.c --- */
 
@@ -444,7 +455,7 @@ struct options {
 	const char *append;
 	const char *guest, *input;
 	__u32 mailbox_flags;
-	bool verbose, debug, take_away;
+	bool verbose, debug, keep, take_away;
 	double deadline;
 };
 
