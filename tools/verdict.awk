@@ -48,8 +48,8 @@ function bad_console(line,    i) {
 }
 
 # Reports of data races are of many lines, up to a bar: two stacks of "function+0x...". One that has a function of ours in
-# it is bad; the title, which says what both sides were doing, stands for it.
-function data_race(line, test) {
+# it is bad, unless that is only what an interrupt came upon; the title, which says what both sides were doing, stands for it.
+function data_race(line, test,    f) {
 	if (line ~ /BUG: KCSAN: /) {
 		race = line
 		race_of = test
@@ -57,8 +57,13 @@ function data_race(line, test) {
 	} else if (race != "" && line ~ /====================/) {
 		end_of_race()
 	} else if (race != "" && match(line, / [A-Za-z_][A-Za-z0-9_.]*\+0x/)) {
-		if (substr(line, RSTART + 1, RLENGTH - 4) in ours)
+		f = substr(line, RSTART + 1, RLENGTH - 4)
+		if (f ~ /^asm_(sysvec_|common_interrupt)/)
+			interrupted = 1
+		else if (f in ours && !interrupted)
 			race_is_ours = 1
+	} else {
+		interrupted = 0
 	}
 }
 
