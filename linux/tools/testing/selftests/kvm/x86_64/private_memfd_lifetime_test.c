@@ -682,7 +682,7 @@ static unsigned long try_lives(struct life *life)
 	return tried;
 }
 
-TEST_F_TIMEOUT(orders, all, TIMEOUT)
+TEST_F_TIMEOUT(orders, all, 2 * TIMEOUT)
 {
 	struct life life = {
 		.variant = variant,
