@@ -36,6 +36,6 @@ clean:
 #: make breaks    break each rule of the design on purpose, and see its test go red; B=NAME or pattern: tests/breaks
 #: make clean     remove build/
 #:
-#: Variables: T=name[,name] or G=group[,group] choose tests (tests/list), KERNEL=normal|modular|debug|deb|base the kernel (configs/),
+#: Variables: T=name[,name] or G=group[,group] choose tests (tests/list), KERNEL=normal|modular|debug|kcsan|deb|base the kernel (configs/),
 #: J=N jobs, ACCEL=tcg|auto|hw the machine, FORCE=1 discards commits of build/linux that were not written back.
 #: LINUX=, OUT=, BUILD= use a kernel tree of your own as it is, its object folder, and another work folder.

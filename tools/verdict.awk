@@ -3,6 +3,7 @@
 # Reads plan, report and console of the boot, tests/expected-skips and tests/console-allow (variables of these names).
 # Prints "name<TAB>pass|fail|skip<TAB>seconds<TAB>reason" for each test that is over, and "note<TAB>text".
 # ended: empty while the guest runs, else how it ended: "done", or the reason why it is lost.
+# functions: when set, a file with the names of the functions that data races (KCSAN) are reported of; others are counted.
 # logs: when set, write the log of each test into this folder.
 
 function die(text) { print "verdict: " text > "/dev/stderr"; exit 2 }
@@ -28,6 +29,8 @@ function read_lists(    line, p, i) {
 	while ((getline line < allow) > 0)
 		if (entry(line, p))
 			allowed[++n_allowed] = p[1]
+	while (functions != "" && (getline line < functions) > 0)
+		ours[line] = 1
 	while ((getline line < plan) > 0) {
 		split(line, p, " ")
 		order[++n_tests] = p[1]
@@ -44,6 +47,34 @@ function bad_console(line,    i) {
 	return 1
 }
 
+# Reports of data races are of many lines, up to a bar: two stacks of "function+0x...". One that has a function of ours in
+# it is bad, unless that is only what an interrupt came upon; the title, which says what both sides were doing, stands for it.
+function data_race(line, test,    f) {
+	if (line ~ /BUG: KCSAN: /) {
+		race = line
+		race_of = test
+		race_is_ours = 0
+	} else if (race != "" && line ~ /====================/) {
+		end_of_race()
+	} else if (race != "" && match(line, / [A-Za-z_][A-Za-z0-9_.]*\+0x/)) {
+		f = substr(line, RSTART + 1, RLENGTH - 4)
+		if (f ~ /^asm_(sysvec_|common_interrupt)/)
+			interrupted = 1
+		else if (f in ours && !interrupted)
+			race_is_ours = 1
+	} else {
+		interrupted = 0
+	}
+}
+
+function end_of_race() {
+	if (race != "" && !race_is_ours)
+		n_others++
+	else if (race != "" && bad_console(race) && !(race_of in finding))
+		finding[race_of] = race
+	race = ""
+}
+
 # What the kernel said, by the test that ran: from its START to the next one's.
 function read_console(    line, now) {
 	now = "boot"
@@ -54,9 +85,12 @@ function read_console(    line, now) {
 		console_of[now] = console_of[now] line "\n"
 		if (line ~ /Kernel panic/)
 			panic = line
-		if (!(now in finding) && bad_console(line))
+		if (functions != "")
+			data_race(line, now)
+		if (!(now in finding) && !(functions != "" && line ~ /BUG: KCSAN: /) && bad_console(line))
 			finding[now] = line
 	}
+	end_of_race()
 }
 
 function read_report(    line, now, p) {
@@ -223,6 +257,8 @@ BEGIN {
 			emit(test)
 		}
 	}
+	if (ended != "" && n_others)
+		printf "note\t%d data races with none of our functions in them\n", n_others
 	# Notices only count where the test ran.
 	if (ended != "")
 		for (i = 1; i <= n_skips; i++)

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -51,6 +52,7 @@ asm(".pushsection .rodata\n"
 struct machine {
 	struct kvm_vm *vm;
 	struct kvm_vcpu *vcpu;
+	size_t run_size;
 	void *code;
 	void *hva;
 	int fd;
@@ -73,6 +75,7 @@ static void machine_create(struct machine *m)
 	vm_set_user_memory_region(m->vm, 0, 0, 0, PAGE_SIZE, m->code);
 
 	m->vcpu = __vm_vcpu_add(m->vm, 0);
+	m->run_size = ioctl(m->vm->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, NULL);
 	vcpu_sregs_get(m->vcpu, &sregs);
 	sregs.cs.base = 0;
 	sregs.cs.selector = 0;
@@ -141,11 +144,9 @@ static void machine_stop(struct machine *m)
 }
 
 /* Memory that is shared with the vCPU keeps it alive as the fd does. */
-static void machine_close_vcpu(struct machine *m, bool running)
+static void machine_unmap_vcpu(struct machine *m)
 {
-	close(m->vcpu->fd);
-	if (!running)
-		munmap(m->vcpu->run, ioctl(m->vm->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, NULL));
+	munmap(m->vcpu->run, m->run_size);
 }
 
 /* The guest goes round once more, from start to end. */
@@ -325,6 +326,38 @@ FIXTURE_TEARDOWN(lifetime)
 {
 }
 
+/* Who else has the file: nobody, one who converts it, or one who takes it over. */
+FIXTURE(orders) {
+	struct counters before;
+};
+
+FIXTURE_VARIANT(orders) {
+	bool converted;
+	bool inherited;
+};
+
+#define orders_variant FIXTURE_VARIANT(orders)
+
+FIXTURE_VARIANT_ADD(orders, alone) {
+};
+
+FIXTURE_VARIANT_ADD(orders, converted) {
+	.converted = true,
+};
+
+FIXTURE_VARIANT_ADD(orders, inherited) {
+	.inherited = true,
+};
+
+FIXTURE_SETUP(orders)
+{
+	read_counters(&self->before);
+}
+
+FIXTURE_TEARDOWN(orders)
+{
+}
+
 enum step {
 	CLOSE_FD,
 	DELETE_SLOT,
@@ -335,39 +368,181 @@ enum step {
 
 static const char * const step_names[] = { "fd", "slot", "VM", "vCPU" };
 
-/* Does as it is told, and exits; or waits for being killed. */
-static void one_life(const enum step *steps, int nr, bool running, bool killed, int ready)
+struct life {
+	enum step steps[NR_STEPS];
+	int nr;
+	bool running;		/* the vCPU, to begin with */
+	bool killed;		/* or it ends by itself */
+	char name[128];
+	const orders_variant *variant;
+	const struct counters *before;
+	int heir;		/* socket */
+};
+
+/* The pages are there as long as anyone has the file, the VM as long as anyone has it. */
+static void assert_left(const struct life *life, bool file, bool vm, const char *when)
 {
+	const bool debugfs = !access("/sys/kernel/debug/kvm", F_OK);
+	const struct counters *before = life->before;
+	struct counters now;
+	bool users;
+	long size;
+	int tries;
+
+	for (tries = 0; tries < 300; tries++) {
+		read_counters(&now);
+		size = backing_is_hugetlb() ?
+		       (now.hugetlb_used - before->hugetlb_used) * (long)UNIT :
+		       (now.shmem_kb - before->shmem_kb) * SZ_1K;
+		users = now.vendor_users > before->vendor_users;
+		if (size == (file ? SIZE : 0) && (!debugfs || now.vms - before->vms == vm) &&
+		    (before->vendor_users < 0 || users == vm))
+			return;
+		usleep(10000);
+	}
+	TEST_FAIL("%s, %s: %ld kB, %ld VMs, %s module; want %lu kB, %d VMs", life->name, when,
+		  size / SZ_1K, now.vms - before->vms, users ? "used" : "unused",
+		  file ? SIZE / SZ_1K : 0, vm);
+}
+
+/* Whoever reads from the socket gets the file.  Until then the message has it. */
+static void send_fd(int to, int fd)
+{
+	char control[CMSG_SPACE(sizeof(fd))] = {};
+	struct iovec iov = { "", 1 };
+	struct msghdr msg = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		.msg_controllen = sizeof(control),
+	};
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
+
+	cmsg->cmsg_level = SOL_SOCKET;
+	cmsg->cmsg_type = SCM_RIGHTS;
+	cmsg->cmsg_len = CMSG_LEN(sizeof(fd));
+	memcpy(CMSG_DATA(cmsg), &fd, sizeof(fd));
+	TEST_ASSERT(sendmsg(to, &msg, 0) == 1, "sendmsg() failed: %s", strerror(errno));
+}
+
+static int receive_fd(int from)
+{
+	char control[CMSG_SPACE(sizeof(int))], byte;
+	struct iovec iov = { &byte, 1 };
+	struct msghdr msg = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		.msg_controllen = sizeof(control),
+	};
+	int fd;
+
+	TEST_ASSERT(recvmsg(from, &msg, MSG_CMSG_CLOEXEC) == 1 && CMSG_FIRSTHDR(&msg),
+		    "recvmsg() failed: %s", strerror(errno));
+	memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&msg)), sizeof(fd));
+	return fd;
+}
+
+/* KVM as modules goes when there is no VM, wherever the files are.  Only if asked to. */
+#define UNLOAD_ENV	"PRIVATE_MEMFD_UNLOAD"
+
+static const char *vendor_module(void)
+{
+	return host_cpu_is_amd ? "kvm_amd" : "kvm_intel";
+}
+
+static void kvm_unload(const struct life *life, bool vm, const char *when)
+{
+	int tries, r = -1;
+
+	if (!getenv(UNLOAD_ENV))
+		return;
+
+	/* Who is gone may be in use for a moment. */
+	for (tries = 0; tries < 300 && r; tries++) {
+		r = syscall(__NR_delete_module, vendor_module(), O_NONBLOCK);
+		if (vm || !r || errno != EWOULDBLOCK)
+			break;
+		usleep(10000);
+	}
+	if (vm)
+		TEST_ASSERT(r && errno == EWOULDBLOCK, "%s, %s: the VM has lost its module",
+			    life->name, when);
+	else
+		TEST_ASSERT(!r || errno == ENOENT, "%s, %s: %s can't be unloaded: %s", life->name,
+			    when, vendor_module(), strerror(errno));
+	if (!r)
+		TEST_ASSERT(!syscall(__NR_delete_module, "kvm", O_NONBLOCK),
+			    "%s, %s: kvm can't be unloaded: %s", life->name, when, strerror(errno));
+}
+
+static void kvm_load(void)
+{
+	char command[64];
+
+	if (!getenv(UNLOAD_ENV))
+		return;
+	snprintf(command, sizeof(command), "modprobe %s", vendor_module());
+	TEST_ASSERT(!system(command), "'%s' failed", command);
+}
+
+/* Does as it is told, and exits; or waits for being killed. */
+static void one_life(const struct life *life, int ready)
+{
+	const bool converted = life->variant->converted;
+	bool running = true, file, vm;
+	bool has[NR_STEPS] = { true, true, true, true };
 	struct machine m = {};
-	pid_t pid;
+	pid_t pid = 0;
 	int i;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	m.fd = private_memfd(SIZE);
 	m.hva = map_shared_half(SIZE);
-	pid = converter_start(m.fd);
+	if (converted)
+		pid = converter_start(m.fd);
+	else
+		memfd_to_private(m.fd, 0, SIZE);
+	if (life->variant->inherited)
+		send_fd(life->heir, m.fd);
 	machine_create(&m);
+	close(m.vm->kvm_fd);
 	machine_must_bind(&m);
 	machine_start(&m);
 	machine_wait(&m);
-	if (!running)
+	if (!converted)
+		TEST_ASSERT(get_vm_stat(m.vm, "private_pages") >= 6, "The pages are not mapped");
+	if (!life->running) {
 		machine_stop(&m);
+		running = false;
+	}
 
-	for (i = 0; i < nr; i++) {
-		switch (steps[i]) {
+	for (i = 0; i < life->nr; i++) {
+		const enum step step = life->steps[i];
+
+		switch (step) {
 		case CLOSE_FD:
 			close(m.fd);
 			break;
 		case DELETE_SLOT:
 			/* No more than EBADF if the VM is closed. */
 			__vm_set_user_memory_region(m.vm, PRIVATE_SLOT, 0, 0, 0, NULL);
+			if (!has[CLOSE_VM])
+				continue;
 			break;
 		case CLOSE_VM:
 			close(m.vm->fd);
 			break;
 		case CLOSE_VCPU:
-			machine_close_vcpu(&m, running);
-			/* Its next exit, if there is one, is the last. */
+			close(m.vcpu->fd);
+			/* In the midst of conversions it goes on, to its last exit. */
+			if (running && converted) {
+				running = false;
+				break;
+			}
+			if (running)
+				machine_stop(&m);
+			machine_unmap_vcpu(&m);
 			running = false;
 			break;
 		default:
@@ -375,85 +550,147 @@ static void one_life(const enum step *steps, int nr, bool running, bool killed, 
 		}
 		if (running)
 			machine_wait(&m);
+		has[step] = false;
+		if (converted)
+			continue;
+		vm = has[CLOSE_VM] || has[CLOSE_VCPU];
+		file = has[CLOSE_FD] || (has[DELETE_SLOT] && vm) || life->variant->inherited;
+		assert_left(life, file, vm, step_names[step]);
+		kvm_unload(life, vm, step_names[step]);
 	}
 
 	/* The other process has its file in any case. */
-	TEST_ASSERT(!kill(pid, 0) && waitpid(pid, NULL, WNOHANG) == 0, "The conversions ended");
+	if (converted)
+		TEST_ASSERT(!kill(pid, 0) && waitpid(pid, NULL, WNOHANG) == 0,
+			    "The conversions ended");
 	TEST_ASSERT(write(ready, "", 1) == 1, "write() failed");
-	while (killed)
+	while (life->killed)
 		pause();
 	/* Not only _exit(): with the threads. */
 	exit(0);
 }
 
-static unsigned long try_life(lifetime_data *self, const enum step *steps, int nr,
-			      bool running, bool killed)
+/* The content stays its dead owner's until it is gone; then the file is the heir's. */
+static void take_over(const struct life *life)
 {
-	char what[128] = "", byte;
-	int ready[2], status, i;
+	struct machine m = { .fd = receive_fd(life->heir) };
+	int r;
+
+	assert_left(life, true, false, "dead");
+	kvm_unload(life, false, "dead");
+	TEST_ASSERT_EQ(memfd_nr_private(m.fd), SIZE / UNIT);
+	memfd_to_shared(m.fd, 0, UNIT);
+	kvm_load();
+
+	m.hva = map_shared_half(SIZE);
+	machine_create(&m);
+	r = machine_bind(&m);
+	TEST_ASSERT(r == EBUSY, "%s: the heir's bind: wanted EBUSY, got %s", life->name,
+		    strerror(r));
+	memfd_to_shared(m.fd, 0, SIZE);
+	machine_must_bind(&m);
+	memfd_to_private(m.fd, 0, SIZE);
+	machine_start(&m);
+	machine_wait(&m);
+	TEST_ASSERT(get_vm_stat(m.vm, "private_pages") >= 6, "%s: the heir has no use of it",
+		    life->name);
+	machine_stop(&m);
+	kvm_vm_free(m.vm);
+	munmap(m.code, PAGE_SIZE);
+	munmap(m.hva, SIZE);
+	close(m.fd);
+}
+
+static void try_life(struct life *life)
+{
+	int ready[2], heir[2], status, i;
+	const char *what = life->name;
+	char byte, *end = life->name;
 	pid_t pid;
 
-	for (i = 0; i < nr; i++)
-		snprintf(what + strlen(what), sizeof(what) - strlen(what), "%s, ",
-			 step_names[steps[i]]);
-	snprintf(what + strlen(what), sizeof(what) - strlen(what), "process %s%s",
-		 killed ? "killed" : "ended", running ? ", vCPU running" : "");
+	for (i = 0; i < life->nr; i++)
+		end += sprintf(end, "%s, ", step_names[life->steps[i]]);
+	sprintf(end, "process %s%s", life->killed ? "killed" : "ended",
+		life->running ? ", vCPU running" : "");
 
-	TEST_ASSERT(!pipe(ready), "pipe() failed: %s", strerror(errno));
+	TEST_ASSERT(!pipe(ready) && !socketpair(AF_UNIX, SOCK_STREAM, 0, heir),
+		    "No pipe or socket: %s", strerror(errno));
 	pid = fork();
 	TEST_ASSERT(pid >= 0, "fork() failed: %s", strerror(errno));
 	if (!pid) {
 		close(ready[0]);
-		one_life(steps, nr, running, killed, ready[1]);
+		close(heir[0]);
+		life->heir = heir[1];
+		one_life(life, ready[1]);
 	}
 	close(ready[1]);
+	close(heir[1]);
+	life->heir = heir[0];
 	TEST_ASSERT(read(ready[0], &byte, 1) == 1, "%s: it failed", what);
 	close(ready[0]);
-	if (killed)
+	if (life->killed)
 		kill(pid, SIGKILL);
 	TEST_ASSERT(waitpid(pid, &status, 0) == pid &&
-		    (killed ? WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL :
-			      WIFEXITED(status) && !WEXITSTATUS(status)),
+		    (life->killed ? WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL :
+				    WIFEXITED(status) && !WEXITSTATUS(status)),
 		    "%s: status %#x", what, status);
-	assert_counters(&self->before, what);
-	return 1;
+	if (life->variant->inherited) {
+		take_over(life);
+	} else {
+		kvm_unload(life, false, "dead");
+		kvm_load();
+	}
+	close(heir[0]);
+	assert_counters(life->before, what);
 }
 
 /*
- * All sequences of steps that begin with @steps, each with the vCPU running and
- * without.  Killed or not is every other one's turn, if there is time only for
- * half of it.
+ * All sequences of steps that begin with those of @life, each with the vCPU
+ * running and without, killed in the end.  In the midst of conversions no two are
+ * the same: there killed or not, and running or not, are every other one's turn.
  */
-static unsigned long try_lives(lifetime_data *self, enum step *steps, int nr)
+static unsigned long try_lives(struct life *life)
 {
 	/* Percent of them; each clears some units. */
-	const unsigned long share = scaled(nr_units(50, 50, 5));
+	const unsigned long share = scaled(nr_units(100, 100, 10));
 	static unsigned int turn;
 	unsigned long tried = 0;
 	enum step next;
 	int i, j;
 
 	turn++;
-	for (i = 0; i < 4; i++)
-		if (share >= 100 || (random() % 50 < share && (i + (i >> 1) + turn) & 1))
-			tried += try_life(self, steps, nr, i & 1, i & 2);
-
-	for (next = 0; next < NR_STEPS && nr < NR_STEPS; next++) {
-		for (j = 0; j < nr && steps[j] != next; j++)
-			;
-		if (j < nr)
+	for (i = 0; i < 4; i++) {
+		life->running = i & 1;
+		life->killed = i & 2;
+		if (life->variant->converted ? (i + (i >> 1) + turn) & 1 : !life->killed)
 			continue;
-		steps[nr] = next;
-		tried += try_lives(self, steps, nr + 1);
+		if (random() % 100 >= share)
+			continue;
+		try_life(life);
+		tried++;
+	}
+
+	for (next = 0; next < NR_STEPS && life->nr < NR_STEPS; next++) {
+		for (j = 0; j < life->nr && life->steps[j] != next; j++)
+			;
+		if (j < life->nr)
+			continue;
+		life->steps[life->nr++] = next;
+		tried += try_lives(life);
+		life->nr--;
 	}
 	return tried;
 }
 
-TEST_F_TIMEOUT(lifetime, orders, TIMEOUT)
+TEST_F_TIMEOUT(orders, all, 2 * TIMEOUT)
 {
-	enum step steps[NR_STEPS];
+	struct life life = {
+		.variant = variant,
+		.before = &self->before,
+	};
 
-	pr_info("# %lu lives\n", try_lives(self, steps, 0));
+	TEST_ASSERT(!getenv(UNLOAD_ENV) || self->before.vendor_users >= 0, "KVM is no module");
+	pr_info("# %lu lives\n", try_lives(&life));
 }
 
 /* The slot goes and comes while the guest counts in it, first alone, then not. */
@@ -526,7 +763,8 @@ TEST_F_TIMEOUT(lifetime, destroy_converting, TIMEOUT)
 		close(m->vm->fd);
 		if (!(i % 2))
 			machine_stop(m);
-		machine_close_vcpu(m, false);
+		close(m->vcpu->fd);
+		machine_unmap_vcpu(m);
 		close(m->vm->kvm_fd);
 		munmap(m->code, PAGE_SIZE);
 	}

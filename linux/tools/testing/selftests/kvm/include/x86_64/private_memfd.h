@@ -18,6 +18,7 @@
 #include <linux/userfaultfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 
 #include "kvm_util.h"
 #include "processor.h"
@@ -456,6 +457,7 @@ static inline void assert_memory_fault(struct kvm_vcpu *vcpu, int r, int error,
 struct counters {
 	long shmem_kb;
 	long hugetlb_used;
+	long files;
 	long vms;
 	long kvm_users;
 	long vendor_users;
@@ -508,6 +510,7 @@ static inline void read_counters(struct counters *c)
 	fclose(f);
 	if (backing_is_hugetlb())
 		c->hugetlb_used = read_hugetlb_used();
+	c->files = read_number("/proc/sys/fs/file-nr");
 
 	/* A directory for each VM, if debugfs is there. */
 	d = opendir("/sys/kernel/debug/kvm");
@@ -524,6 +527,8 @@ static inline void read_counters(struct counters *c)
 
 static inline void assert_counters(const struct counters *before, const char *what)
 {
+	/* Up to so many may be missing, or too many, for each CPU, both then and now. */
+	const long max_files = before->files + 2 * 31 * get_nprocs();
 	struct counters now;
 	int tries;
 
@@ -531,13 +536,16 @@ static inline void assert_counters(const struct counters *before, const char *wh
 	for (tries = 0; tries < 300; tries++) {
 		read_counters(&now);
 		if (now.shmem_kb <= before->shmem_kb &&
-		    now.hugetlb_used <= before->hugetlb_used && now.vms == before->vms &&
+		    now.hugetlb_used <= before->hugetlb_used &&
+		    now.files <= max_files && now.vms == before->vms &&
 		    now.kvm_users == before->kvm_users && now.vendor_users == before->vendor_users)
 			return;
 		usleep(10000);
 	}
 	TEST_ASSERT(now.hugetlb_used <= before->hugetlb_used, "%s: %ld huge pages used, were %ld",
 		    what, now.hugetlb_used, before->hugetlb_used);
+	TEST_ASSERT(now.files <= max_files, "%s: %ld open files, were %ld", what, now.files,
+		    before->files);
 	TEST_FAIL("%s: Shmem %ld kB, %ld VMs, %ld and %ld module users, were %ld, %ld, %ld, %ld",
 		  what, now.shmem_kb, now.vms, now.kvm_users, now.vendor_users,
 		  before->shmem_kb, before->vms, before->kvm_users, before->vendor_users);
