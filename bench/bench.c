@@ -63,9 +63,9 @@ __u64 begin(void)
 	return ticks();
 }
 
-void limit_free_lists(void)
+void limit_free_lists(int fraction)
 {
-	write_text("/proc/sys/vm/percpu_pagelist_high_fraction", "1000");
+	write_text("/proc/sys/vm/percpu_pagelist_high_fraction", text("%d", fraction));
 }
 
 static struct figure *find_figure(const char *step, const char *store,

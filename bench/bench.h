@@ -57,12 +57,12 @@ void check_ticks(void);
 __u64 begin(void);
 
 /*
- * Let lists of free pages not grow by themselves. What comes from there costs
- * less than what doesn't, so there must not be more of it on one kernel than on
- * another. Not the least limit there is: each page would be more than a list
- * holds, or less, and move many.
+ * Let lists of free pages not grow by themselves: to the given fraction of
+ * memory. What comes from there costs less than what doesn't, so there must not
+ * be more of it on one kernel than on another. When single pages are measured a
+ * list must not be so small that each one makes it too full, or empty.
  */
-void limit_free_lists(void);
+void limit_free_lists(int fraction);
 
 /* Record a sample of a figure; the smallest counts. */
 void sample(const char *step, const char *store, const char *unit, double value);

@@ -53,7 +53,7 @@ static void life(const struct store *store, __u64 size, __u64 len, const char *s
 	mem_touch(&mem, size - len, len);
 	t2 = ticks();
 	faults = vcpu_stat(&vm.vcpus[0], "pf_taken") - faults;
-	t3 = ticks();
+	t3 = begin();
 	mem_touch(&mem, size - len, len);
 	sample(text("again%s", suffix), store->name, PAGE, per_page(ticks() - t3, len));
 	sample(text("start%s", suffix), store->name, PAGE, per_page(t1 - t0, size));
@@ -407,7 +407,7 @@ int main(int argc, char *argv[])
 
 	quick = argc > 1 && !strcmp(argv[1], "quick");
 	check_ticks();
-	limit_free_lists();
+	limit_free_lists(1000);
 	for (i = 0; i < nr_stores; i++) {
 		there[i] = store_there(&stores[i]);
 		if (!there[i])

@@ -142,11 +142,11 @@ function verdicts() {
 	claim_zeroed("convert-2M+touch", "hugetlb-2M", 0.35, 0.31, "2 MiB to shared, back and touched", 2097152)
 	no_step_slower("shmem-4K", 0, "no step of shmem-4K that leaves the same memory behind is slower than guest_memfd's")
 	no_step_slower("shmem-4K", 1, "no step of shmem-4K is slower, with those after which guest_memfd has not allocated yet")
-	# What 2 MiB cost to allocate is at most what 16 single pages cost.
-	if (has("private", "start", "shmem-4K")) {
-		bound("start", "shmem-huge", get("private", "start", "shmem-4K") / 32,
+	# What 2 MiB cost to make private is at most what 32 pages cost guest_memfd, which does not allocate them.
+	if (has("private", "start", peer)) {
+		bound("start", "shmem-huge", get("private", "start", peer) / 16,
 			"start-up is work per 2 MiB: instructions per 4 KiB")
-		bound("start", "hugetlb-2M", get("private", "start", "shmem-4K") / 32,
+		bound("start", "hugetlb-2M", get("private", "start", peer) / 16,
 			"start-up is work per 2 MiB: instructions per 4 KiB beyond zeroing", 4096)
 	}
 	bound("memory-start", "shmem-huge", 0.05, "bookkeeping beyond the page cache, bytes per page")
