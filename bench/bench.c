@@ -57,15 +57,25 @@ void check_ticks(void)
 	}
 }
 
+/*
+ * Empty the lists of free pages of each CPU, as far as a low limit does, and let
+ * them have a fixed one: higher, or each single page would make them too full.
+ */
+static void drain_free_lists(void)
+{
+	static const char limit[] = "/proc/sys/vm/percpu_pagelist_high_fraction";
+
+	write_text(limit, "100000");
+	for (int i = 0; i < 32; i++)
+		write_text("/proc/sys/vm/stat_refresh", "1");
+	write_text(limit, "1000");
+}
+
 __u64 begin(void)
 {
 	usleep(50000);
+	drain_free_lists();
 	return ticks();
-}
-
-void limit_free_lists(int fraction)
-{
-	write_text("/proc/sys/vm/percpu_pagelist_high_fraction", text("%d", fraction));
 }
 
 static struct figure *find_figure(const char *step, const char *store,

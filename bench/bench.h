@@ -51,18 +51,12 @@ static inline __u64 ticks(void)
 void check_ticks(void);
 
 /*
- * The time at the begin of what is measured: what was before has put work off
- * (freeing memory by RCU, timers), and that is done now.
+ * The time at the begin of what is measured, with the machine in a known state:
+ * what was put off before (freeing memory by RCU, timers) is done, and there are
+ * few free pages at hand, which would cost less than others.
  */
 __u64 begin(void);
 
-/*
- * Let lists of free pages not grow by themselves: to the given fraction of
- * memory. What comes from there costs less than what doesn't, so there must not
- * be more of it on one kernel than on another. When single pages are measured a
- * list must not be so small that each one makes it too full, or empty.
- */
-void limit_free_lists(int fraction);
 
 /* Record a sample of a figure; the smallest counts. */
 void sample(const char *step, const char *store, const char *unit, double value);

@@ -267,7 +267,6 @@ static void guest_memfd(void)
 int main(void)
 {
 	check_ticks();
-	limit_free_lists(100000);
 	must(!mkdir(TMPFS, 0700) || errno == EEXIST, TMPFS);
 	for (int turn = 0; turn < TURNS; turn++) {
 		shmem_file("memfd", open_memfd);

@@ -407,7 +407,6 @@ int main(int argc, char *argv[])
 
 	quick = argc > 1 && !strcmp(argv[1], "quick");
 	check_ticks();
-	limit_free_lists(1000);
 	for (i = 0; i < nr_stores; i++) {
 		there[i] = store_there(&stores[i]);
 		if (!there[i])
