@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -131,6 +132,19 @@ static void mount_all(void)
 		if (mount(mounts[i].type, mounts[i].where, mounts[i].type, 0, mounts[i].options))
 			fprintf(stderr, "init: no %s on %s: %s\n", mounts[i].type, mounts[i].where, strerror(errno));
 	}
+}
+
+/* The kernel makes parameters that it doesn't know variables: see tools/vm. All processes inherit this. */
+static void avoid_cpu0(void)
+{
+	cpu_set_t cpus;
+
+	if (!getenv("avoid_cpu0"))
+		return;
+	sched_getaffinity(0, sizeof(cpus), &cpus);
+	CPU_CLR(0, &cpus);
+	if (sched_setaffinity(0, sizeof(cpus), &cpus))
+		fprintf(stderr, "init: can't leave CPU 0: %s\n", strerror(errno));
 }
 
 /* Runs argv to its end, with the console as its output. */
@@ -389,6 +403,7 @@ int main(void)
 	FILE *plan;
 
 	mount_all();
+	avoid_cpu0();
 	setenv("PATH", "/bin:/sbin:/usr/bin:/usr/sbin", 1);
 	setenv("HOME", "/", 1);
 	setenv("TERM", "vt100", 1);
