@@ -229,11 +229,12 @@ static void many(const struct store *store, int nr_files, int nr_slots, const ch
 	mem_touch(&mem, size - size / 8, size / 8);
 	sample(text("%s-touch", name), store->name, PAGE, per_page(ticks() - start, size / 8));
 	for (int i = 0; i < 8; i++) {
+		/* As everywhere, the guest has it mapped before it is converted. */
+		mem_touch(&mem, size / 2, SZ_4K);
 		start = begin();
 		mem_to_shared(&mem, size / 2, SZ_4K);
 		mem_to_private(&mem, size / 2, SZ_4K);
 		sample(text("%s-convert-4K", name), store->name, CALL, ticks() - start);
-		mem_touch(&mem, size / 2, SZ_4K);
 	}
 	mem_destroy(&mem);
 	vm_destroy(&vm);

@@ -124,3 +124,25 @@ series_keys() {
 		printf '%s\n' "$key"
 	done < <(series_lines)
 }
+
+# fetch PACKAGE FILE DIR: unpack FILE of Debian's package (a pattern, ./usr/bin/x) into DIR, installing nothing. DIR is
+# there afterwards, or nothing. apt's lists may have to be updated first.
+fetch() {
+	local log=$LOGS/fetch-$1.log sudo=
+	mkdir -p "$LOGS"
+	fetch_once "$@" > "$log" 2>&1 && return 0
+	[ "$(id -u)" -eq 0 ] || sudo=sudo
+	logged "$LOGS/apt-update.log" $sudo apt-get -q update
+	fetch_once "$@" >> "$log" 2>&1
+}
+
+fetch_once() {
+	rm -rf "$3.new"
+	mkdir -p "$3.new"
+	(
+		cd "$3.new" && apt-get -q download "$1" &&
+			dpkg-deb --fsys-tarfile ./*.deb | tar -x --wildcards "$2" && rm -f ./*.deb
+	) || return 1
+	rm -rf "$3"
+	mv "$3.new" "$3"
+}

@@ -89,6 +89,9 @@ function read_console(    line, now) {
 			data_race(line, now)
 		if (!(now in finding) && !(functions != "" && line ~ /BUG: KCSAN: /) && bad_console(line))
 			finding[now] = line
+		# The first complaint with what follows it: mostly the stack.
+		if (functions == "" && now in finding && n_complaint[now]++ < 60)
+			complaint_of[now] = complaint_of[now] line "\n"
 	}
 	end_of_race()
 }
@@ -149,7 +152,7 @@ function judge(test,    r, how, i, e) {
 	r = result[test]
 	if (r == "") {
 		if (ended != "" && ended != "done" && test == last)
-			why = "lost VM: " (panic != "" ? panic : ended)
+			why = "lost VM: " (test in finding ? finding[test] : ended)
 		else
 			why = "no status: it started, and never reported a result"
 		return
@@ -217,6 +220,8 @@ function write_log(test,    f) {
 	f = logs "/" test ".log"
 	printf "%s: %s%s\n\n--- output\n%s\n--- console\n%s", test, status, (why == "" ? "" : " [" why "]"),
 		output_of[test], console_of[test] > f
+	if (test in complaint_of)
+		printf "\n--- first complaint of the console\n%s", complaint_of[test] > f
 	close(f)
 }
 

@@ -30,14 +30,7 @@ static struct kvm_userspace_memory_region2 good_region(int fd)
 	if (!hva)
 		hva = map_shared_half(MEM_REGION_SIZE);
 
-	return (struct kvm_userspace_memory_region2) {
-		.slot = MEM_REGION_SLOT,
-		.flags = KVM_MEM_PRIVATE,
-		.guest_phys_addr = MEM_REGION_GPA,
-		.memory_size = MEM_REGION_SIZE,
-		.userspace_addr = (uintptr_t)hva,
-		.private_fd = fd,
-	};
+	return private_region(MEM_REGION_SLOT, MEM_REGION_GPA, MEM_REGION_SIZE, hva, fd);
 }
 
 /* Both ioctls take the same struct and check the same things. */

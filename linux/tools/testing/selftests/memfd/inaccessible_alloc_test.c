@@ -13,7 +13,9 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/time.h>
+#include <sys/syscall.h>
 #include <linux/memfd.h>
+#include <linux/mempolicy.h>
 
 #include "../kselftest_harness.h"
 #include "inaccessible_common.h"
@@ -862,6 +864,26 @@ TEST_F(limit, of_endless_request)
 	close(fd);
 }
 
+/*
+ * Small pages for half of what is allocated in one step: what there is room for is
+ * used, although the nodes of the file's tree are charged after the pages.
+ */
+TEST_F(limit, of_less_than_a_step)
+{
+	const off_t step = NR / 2 * PAGE;
+	int fd = mfd_sealed(0, step);
+	off_t hole;
+
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, memcg_write(&self->lim.cg, "memory.max", "%ld", step / 2));
+	EXPECT_EQ(-ENOMEM, fallocate_in_cgroup(&self->lim, fd, 0, step));
+	hole = lseek(fd, 0, SEEK_HOLE);
+	EXPECT_LT(step / 4, hole);
+	EXPECT_GE(step / 2, hole);
+	EXPECT_EQ(0, memcg_stat(&self->lim.cg, "memory.events", "oom_kill"));
+	close(fd);
+}
+
 /* The statistics lag behind by some seconds. */
 static bool becomes(struct memcg *cg, long shmem)
 {
@@ -975,6 +997,123 @@ TEST(outside_movable_zone)
 	}
 	close(sealed);
 	close(ordinary);
+}
+
+/* ---- from the node that the file's policy names, or the task's ---- */
+
+#define BLOCKS "/sys/kernel/debug/fail_page_alloc/"
+
+static long node_shmem_kb(int node)
+{
+	char path[64], line[128];
+	long kb = -1;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/sys/devices/system/node/node%d/meminfo", node);
+	f = fopen(path, "r");
+	if (!f)
+		return -1;
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "Node %*d Shmem: %ld", &kb) == 1)
+			break;
+	fclose(f);
+	return kb;
+}
+
+FIXTURE(policy)
+{
+	unsigned long node1;	/* a mask with this one in it */
+};
+
+FIXTURE_VARIANT(policy)
+{
+	bool of_file;	/* or of the task */
+	bool singly;	/* there are no blocks of free pages */
+};
+
+FIXTURE_VARIANT_ADD(policy, file_blocks)
+{
+	.of_file = true,
+};
+
+FIXTURE_VARIANT_ADD(policy, file_singly)
+{
+	.of_file = true, .singly = true,
+};
+
+FIXTURE_VARIANT_ADD(policy, task_blocks)
+{
+};
+
+FIXTURE_VARIANT_ADD(policy, task_singly)
+{
+	.singly = true,
+};
+
+FIXTURE_SETUP(policy)
+{
+	const char *lacking = variant->of_file ? late_seal_missing() : mfd_missing();
+
+	if (lacking)
+		SKIP(return, "%s", lacking);
+	if (node_shmem_kb(1) < 0)
+		SKIP(return, "a second node");
+	self->node1 = 1 << 1;
+	knob_set(SHMEM_ENABLED, "never");
+	if (variant->singly && (knob_set(BLOCKS "probability", "100") ||
+				knob_set(BLOCKS "min-order", "1") ||
+				knob_set(BLOCKS "verbose", "0") ||
+				knob_set(BLOCKS "times", "-1"))) {
+		knobs_restore();
+		SKIP(return, "CONFIG_FAIL_PAGE_ALLOC");
+	}
+}
+
+FIXTURE_TEARDOWN(policy)
+{
+	knobs_restore();
+}
+
+/* Only a mapping has a call to set it, so it comes from before the seal. */
+static int mfd_of_node(const unsigned long *nodes, off_t size)
+{
+	void *map = MAP_FAILED;
+	int fd, err = 0;
+
+	fd = mfd_ordinary(MFD_ALLOW_SEALING, size);
+	if (fd < 0)
+		return fd;
+	map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
+	if (map == MAP_FAILED ||
+	    syscall(SYS_mbind, map, size, MPOL_BIND, nodes, 8 * sizeof(*nodes), 0))
+		err = -errno;
+	if (map != MAP_FAILED)
+		munmap(map, size);
+	if (!err)
+		err = late_seal(fd);
+	if (err)
+		close(fd);
+	return err ?: fd;
+}
+
+TEST_F(policy, node)
+{
+	/* Counters lag behind by some pages for each CPU. */
+	const long nr = 4096, some = 256;
+	const unsigned long *nodes = &self->node1;
+	long before, kb;
+	int fd;
+
+	fd = variant->of_file ? mfd_of_node(nodes, nr * PAGE) : mfd_sealed(0, nr * PAGE);
+	ASSERT_LE(0, fd);
+	before = node_shmem_kb(1);
+	if (!variant->of_file)
+		ASSERT_EQ(0, syscall(SYS_set_mempolicy, MPOL_BIND, nodes, 8 * sizeof(*nodes)));
+	ASSERT_EQ(0, do_fallocate(fd, 0, 0, nr * PAGE));
+	kb = node_shmem_kb(1) - before;
+	EXPECT_LE((nr - some) * (long)PAGE / 1024, kb)
+		TH_LOG("%ld KiB of %ld are on node 1", kb, nr * (long)PAGE / 1024);
+	close(fd);
 }
 
 /* ---- swapped out, a page is as private as before ---- */

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Every operation on private memory, with the first, the second, the third...
- * of its allocations failing, until there is none left to fail.  Either it
- * works all the same, or it fails with an error that it may fail with, and then
- * nothing has changed.
+ * of its allocations failing, until there is none left to fail, and then in
+ * the same way with its copies from and to user space.  Either it works all the
+ * same, or it fails with an error that it may fail with, and then nothing has
+ * changed.
  *
  * Of the guest's page faults as of the rest: what a vCPU could not get for lack
  * of memory it gets when it is run again.
  *
- * Needs CONFIG_FAULT_INJECTION with CONFIG_FAILSLAB and CONFIG_FAIL_PAGE_ALLOC.
+ * Needs CONFIG_FAULT_INJECTION with CONFIG_FAILSLAB, CONFIG_FAIL_PAGE_ALLOC,
+ * CONFIG_FAULT_INJECTION_USERCOPY and CONFIG_FAULT_INJECTION_STACKTRACE_FILTER.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,7 +51,24 @@ struct operation {
 	void (*done)(struct world *w);
 };
 
-/* --- making allocations fail --- */
+/* --- making things fail --- */
+
+enum failure {
+	ALLOCATIONS,
+	USER_COPIES,
+	NR_FAILURES,
+};
+
+static const char * const kind_names[] = { "allocations", "user copies" };
+
+static const struct {
+	const char *name;
+	enum failure kind;
+} attrs[] = {
+	{ "failslab", ALLOCATIONS },
+	{ "fail_page_alloc", ALLOCATIONS },
+	{ "fail_usercopy", USER_COPIES },
+};
 
 static int fail_nth_fd = -1;
 
@@ -69,34 +88,55 @@ static bool knob(const char *attr, const char *name, const char *value)
 /* Allocations of any kind, which may sleep, and with nothing on the console. */
 static void require_fault_injection(void)
 {
-	static const char * const attrs[] = { "failslab", "fail_page_alloc" };
 	int i;
 
 	fail_nth_fd = open("/proc/thread-self/fail-nth", O_RDWR);
 	__TEST_REQUIRE(fail_nth_fd >= 0, "There is no fault injection (CONFIG_FAULT_INJECTION)");
-	for (i = 0; i < ARRAY_SIZE(attrs); i++)
-		__TEST_REQUIRE(knob(attrs[i], "ignore-gfp-wait", "N") &&
-			       knob(attrs[i], "verbose", "0"),
-			       "There is no %s in debugfs", attrs[i]);
+	for (i = 0; i < ARRAY_SIZE(attrs); i++) {
+		__TEST_REQUIRE(knob(attrs[i].name, "verbose", "0"), "There is no %s in debugfs",
+			       attrs[i].name);
+		__TEST_REQUIRE(knob(attrs[i].name, "stacktrace-depth", "0"),
+			       "%s has no filter", attrs[i].name);
+		if (attrs[i].kind == ALLOCATIONS)
+			TEST_ASSERT(knob(attrs[i].name, "ignore-gfp-wait", "N"), "Not to be set");
+	}
 	TEST_ASSERT(knob("fail_page_alloc", "ignore-gfp-highmem", "N") &&
 		    knob("fail_page_alloc", "min-order", "0"), "Not to be set");
 }
 
+/*
+ * What is of another kind is not counted: no stack trace, of which the filter has
+ * none to look at, is in an empty range.
+ */
+static void count_only(enum failure kind)
+{
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(attrs); i++)
+		TEST_ASSERT(knob(attrs[i].name, "require-end",
+				 attrs[i].kind == kind ? "0xffffffffffffffff" : "0"),
+			    "Not to be set");
+}
+
+/* The text is a user copy, too.  If it is the one that fails, none is left to fail. */
 static void fail_nth(int n)
 {
 	char text[16];
 	int len = snprintf(text, sizeof(text), "%d", n);
 
-	TEST_ASSERT(pwrite(fail_nth_fd, text, len, 0) == len, "fail-nth: %s", strerror(errno));
+	if (pwrite(fail_nth_fd, text, len, 0) == len)
+		return;
+	TEST_ASSERT(errno == EFAULT && pwrite(fail_nth_fd, text, len, 0) == len, "fail-nth: %s",
+		    strerror(errno));
 }
 
-/* Whether one has failed since. */
+/* Whether one has failed since.  Not if reading this is what fails. */
 static bool has_failed(void)
 {
-	char text[16] = "";
+	char text[16] = "1";
 
-	TEST_ASSERT(pread(fail_nth_fd, text, sizeof(text) - 1, 0) > 0, "fail-nth: %s",
-		    strerror(errno));
+	TEST_ASSERT(pread(fail_nth_fd, text, sizeof(text) - 1, 0) > 0 || errno == EFAULT,
+		    "fail-nth: %s", strerror(errno));
 	fail_nth(0);
 	return !atoi(text);
 }
@@ -347,19 +387,19 @@ static void prepare_unbound(struct world *w)
 	unbind(w);
 }
 
-/* The library's function asks for capabilities first. */
 static int run_bind(struct world *w)
 {
-	struct kvm_userspace_memory_region2 region = {
-		.slot = PRIVATE_SLOT,
-		.flags = KVM_MEM_PRIVATE,
-		.guest_phys_addr = PRIVATE_GPA,
-		.memory_size = w->nr * UNIT,
-		.userspace_addr = (uintptr_t)w->hva,
-		.guest_memfd = w->fd,
-	};
+	return __vm_fd_add_private(w->vm->fd, PRIVATE_SLOT, PRIVATE_GPA, w->nr * UNIT, w->hva,
+				   w->fd);
+}
 
-	return ioctl(w->vm->fd, KVM_SET_USER_MEMORY_REGION2, &region);
+/* The ioctl from before there was a second struct, which looks at the flags first. */
+static int run_bind_old(struct world *w)
+{
+	const struct kvm_userspace_memory_region2 region =
+		private_region(PRIVATE_SLOT, PRIVATE_GPA, w->nr * UNIT, w->hva, w->fd);
+
+	return ioctl(w->vm->fd, KVM_SET_USER_MEMORY_REGION, &region);
 }
 
 /* What has failed is not bound: it can be. */
@@ -439,20 +479,12 @@ static void after_prefault(struct world *w)
 
 static void prepare_end(struct world *w)
 {
-	struct kvm_userspace_memory_region2 region = {
-		.slot = 1,
-		.flags = KVM_MEM_PRIVATE,
-		.guest_phys_addr = PRIVATE_GPA,
-		.memory_size = 4 * UNIT,
-		.userspace_addr = (uintptr_t)w->hva,
-	};
 	int kvm = open_kvm_dev_path_or_exit(), fd = private_memfd(4 * UNIT);
 
 	memfd_to_private(fd, 0, 4 * UNIT);
-	region.guest_memfd = fd;
 	w->new_fd = ioctl(kvm, KVM_CREATE_VM, KVM_X86_SW_PROTECTED_VM);
 	TEST_ASSERT(w->new_fd >= 0, "KVM_CREATE_VM failed: %s", strerror(errno));
-	TEST_ASSERT(!ioctl(w->new_fd, KVM_SET_USER_MEMORY_REGION2, &region),
+	TEST_ASSERT(!__vm_fd_add_private(w->new_fd, 1, PRIVATE_GPA, 4 * UNIT, w->hva, fd),
 		    "Binding failed: %s", strerror(errno));
 	close(fd);
 	close(kvm);
@@ -499,6 +531,8 @@ static const struct operation operations[] = {
 	{ "punch under a guest", prepare_private, run_punch, EBUSY, 0, unchanged_private,
 	  done_punch },
 	{ "add a slot", prepare_unbound, run_bind, 0, 0, unchanged_unbound, done_bind },
+	{ "add a slot, KVM_SET_USER_MEMORY_REGION", prepare_unbound, run_bind_old, 0, 0,
+	  unchanged_unbound, done_bind },
 	{ "delete a slot", prepare_shared, run_delete, 0, 0, unchanged_shared, done_delete },
 	{ "run: faults", prepare_unmapped, run_vcpu, 0, 0, unchanged_run, done_run },
 	{ "KVM_PRE_FAULT_MEMORY", prepare_unmapped, run_prefault, 0, 0, after_prefault,
@@ -508,7 +542,17 @@ static const struct operation operations[] = {
 	{ "end of a VM", prepare_end, run_end, 0, 0, nothing, nothing },
 };
 
-static void inject(struct world *w, const struct operation *op)
+/* How many calls have failed. */
+static int nr_failures[NR_FAILURES];
+
+static bool may_fail_with(const struct operation *op, enum failure kind, int error)
+{
+	if (kind == USER_COPIES)
+		return error == EFAULT;
+	return error == ENOMEM || (error && (error == op->error || error == op->other_error));
+}
+
+static void inject(struct world *w, const struct operation *op, enum failure kind)
 {
 	int n, failed = 0, survived = 0;
 	bool injected = true;
@@ -518,15 +562,15 @@ static void inject(struct world *w, const struct operation *op)
 
 		TEST_ASSERT(n <= MAX_SITES, "%s never comes to an end", op->name);
 		op->prepare(w);
+		count_only(kind);
 		fail_nth(n);
 		r = op->run(w);
 		error = errno;
 		injected = has_failed();
 		if (r) {
-			TEST_ASSERT(error == ENOMEM ||
-				    (error && (error == op->error || error == op->other_error)),
-				    "%s, allocation %d: %s", op->name, n, strerror(error));
-			TEST_ASSERT(injected, "%s fails with all memory there: %s", op->name,
+			TEST_ASSERT(may_fail_with(op, kind, error), "%s, %d of its %s: %s",
+				    op->name, n, kind_names[kind], strerror(error));
+			TEST_ASSERT(injected, "%s fails with nothing in its way: %s", op->name,
 				    strerror(error));
 			op->unchanged(w);
 			failed++;
@@ -535,20 +579,22 @@ static void inject(struct world *w, const struct operation *op)
 			survived += injected;
 		}
 	}
-	ksft_test_result_pass("%s: %d allocations, %d of them it can do without\n", op->name,
-			      failed + survived, survived);
+	nr_failures[kind] += failed;
+	ksft_test_result_pass("%s: %d %s, %d of them it can do without\n", op->name,
+			      failed + survived, kind_names[kind], survived);
 }
 
 int main(int argc, char *argv[])
 {
 	struct world w = { .new_fd = -1 };
 	struct counters before;
+	enum failure kind;
 	int i;
 
 	require_private_mem();
 	require_fault_injection();
 	ksft_print_header();
-	ksft_set_plan(ARRAY_SIZE(operations));
+	ksft_set_plan(NR_FAILURES * ARRAY_SIZE(operations));
 
 	/* Of huge pages of shmem the second one; else a few units. */
 	w.nr = backing_is_hugetlb() ? 12 : backing_is_huge() ? 2 * PAGES_PER_2M : 16;
@@ -559,14 +605,17 @@ int main(int argc, char *argv[])
 	w.agent = agent_create(w.vcpu);
 	virt_map_private(w.vm, PRIVATE_GPA, w.nr * UNIT);
 	read_counters(&before);
-	w.fd = private_memfd(w.nr * UNIT);
 
-	for (i = 0; i < ARRAY_SIZE(operations); i++)
-		inject(&w, &operations[i]);
-
-	unbind(&w);
-	close(w.fd);
-	assert_counters(&before, "Failed allocations");
+	/* Each kind with a file of its own: st_blocks may be wrong by then, see done_punch(). */
+	for (kind = 0; kind < NR_FAILURES; kind++) {
+		w.fd = private_memfd(w.nr * UNIT);
+		for (i = 0; i < ARRAY_SIZE(operations); i++)
+			inject(&w, &operations[i], kind);
+		TEST_ASSERT(nr_failures[kind], "No call ever failed of its %s", kind_names[kind]);
+		unbind(&w);
+		close(w.fd);
+	}
+	assert_counters(&before, "What has failed");
 	kvm_vm_free(w.vm);
 	ksft_finished();
 }

@@ -4,309 +4,16 @@
  * the fd, the slot, the VM, the vCPU, the process; while another process that
  * has the file converts it back and forth.  Nothing may be left behind then.
  */
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
 #include <time.h>
 
-#include "private_memfd.h"
+#include "private_memfd_machine.h"
 
 #define TIMEOUT		300
 
-#define SIZE		max_t(uint64_t, SZ_8M, UNIT)
-#define CODE_PROGRESS	0x800
-
-/*
- * A guest that takes no time to set up: no page tables, segments without
- * limits.  It counts in pages of the private slot, which is where ds starts,
- * and in a word of the ordinary one.
- */
-asm(".pushsection .rodata\n"
-	".code16\n"
-	"counter_start:\n"
-	"1:	addr32 incl 0x000000\n"
-	"	addr32 incl 0x001000\n"
-	"	addr32 incl 0x1ff000\n"
-	"	addr32 incl 0x200000\n"
-	"	addr32 incl 0x3ff000\n"
-	"	addr32 incl 0x7ff000\n"
-	"	addr32 incl %cs:0x800\n"
-	"	jmp 1b\n"
-	"counter_end:\n"
-	".code64\n"
-	".popsection\n");
-
-#define LABEL(name)							\
-({									\
-	const char *__label;						\
-									\
-	asm("lea " #name "(%%rip), %0" : "=r"(__label));		\
-	__label;							\
-})
-
-struct machine {
-	struct kvm_vm *vm;
-	struct kvm_vcpu *vcpu;
-	size_t run_size;
-	void *code;
-	void *hva;
-	int fd;
-	pthread_t thread;
-	bool stop;
-};
-
-static void machine_create(struct machine *m)
-{
-	struct kvm_sregs sregs;
-	struct kvm_regs regs = {
-		.rflags = X86_EFLAGS_FIXED,
-	};
-
-	m->stop = false;
-	m->vm = vm_create_barebones_type(KVM_X86_SW_PROTECTED_VM);
-	m->code = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	TEST_ASSERT(m->code != MAP_FAILED, "mmap() failed: %s", strerror(errno));
-	memcpy(m->code, LABEL(counter_start), LABEL(counter_end) - LABEL(counter_start));
-	vm_set_user_memory_region(m->vm, 0, 0, 0, PAGE_SIZE, m->code);
-
-	m->vcpu = __vm_vcpu_add(m->vm, 0);
-	m->run_size = ioctl(m->vm->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, NULL);
-	vcpu_sregs_get(m->vcpu, &sregs);
-	sregs.cs.base = 0;
-	sregs.cs.selector = 0;
-	sregs.cs.limit = -1;
-	sregs.cs.g = 1;
-	sregs.ds = sregs.cs;
-	sregs.ds.type = 3;
-	sregs.ds.base = SZ_256M;
-	vcpu_sregs_set(m->vcpu, &sregs);
-	vcpu_regs_set(m->vcpu, &regs);
-}
-
-static int machine_bind(struct machine *m)
-{
-	return __vm_add_private(m->vm, PRIVATE_SLOT, SZ_256M, SIZE, m->hva, m->fd, 0) ? errno : 0;
-}
-
-static void machine_must_bind(struct machine *m)
-{
-	int r = machine_bind(m);
-
-	TEST_ASSERT(!r, "Binding failed: %s", strerror(r));
-}
-
-/*
- * Until it is told to stop, or the vCPU is closed under it.  Without the slot it
- * is MMIO; if the slot comes or goes just then, KVM may take it for a hole.
- */
-static void *machine_thread(void *arg)
-{
-	struct machine *m = arg;
-
-	while (!READ_ONCE(m->stop)) {
-		if (!__vcpu_run(m->vcpu)) {
-			TEST_ASSERT_KVM_EXIT_REASON(m->vcpu, KVM_EXIT_MMIO);
-			continue;
-		}
-		if (errno == EBADF)
-			break;
-		if (errno == EFAULT && m->vcpu->run->exit_reason == KVM_EXIT_MEMORY_FAULT &&
-		    m->vcpu->run->memory_fault.gpa - SZ_256M < SIZE)
-			continue;
-		TEST_ASSERT(errno == EINTR, "KVM_RUN failed: %s, exit %s", strerror(errno),
-			    exit_reason_str(m->vcpu->run->exit_reason));
-	}
-	return NULL;
-}
-
-static void ignore(int signal)
-{
-}
-
-static void machine_start(struct machine *m)
-{
-	signal(SIGUSR1, ignore);
-	pthread_create(&m->thread, NULL, machine_thread, m);
-}
-
-static void machine_stop(struct machine *m)
-{
-	WRITE_ONCE(m->stop, true);
-	m->vcpu->run->immediate_exit = 1;
-	pthread_kill(m->thread, SIGUSR1);
-	pthread_join(m->thread, NULL);
-	m->vcpu->run->immediate_exit = 0;
-}
-
-/* Memory that is shared with the vCPU keeps it alive as the fd does. */
-static void machine_unmap_vcpu(struct machine *m)
-{
-	munmap(m->vcpu->run, m->run_size);
-}
-
-/* The guest goes round once more, from start to end. */
-static void machine_wait(struct machine *m)
-{
-	uint32_t *progress = m->code + CODE_PROGRESS;
-	uint32_t start = READ_ONCE(*progress);
-	int tries = 0;
-
-	while (READ_ONCE(*progress) - start < 2) {
-		TEST_ASSERT(tries++ < 100000, "The guest makes no progress");
-		usleep(100);
-	}
-}
-
-/* Converts back and forth, large and small, until it is killed, as its parent is. */
-static void converter(int fd)
-{
-	for (;;) {
-		uint64_t nr = SIZE / UNIT, first;
-
-		if (random() % 4) {
-			first = random() % nr;
-			nr = random() % 2 ? 1 : 1 + random() % (nr - first);
-		} else {
-			first = 0;
-		}
-		if (fallocate(fd, FALLOC_FL_KEEP_SIZE |
-			      (random() % 2 ? FALLOC_FL_PUNCH_HOLE : 0),
-			      first * UNIT, nr * UNIT) && errno != EINTR)
-			_exit(errno);
-		/* Others need the CPU, too. */
-		if (random() % 4 == 0)
-			usleep(random() % 500);
-	}
-}
-
-static pid_t converter_start(int fd)
-{
-	pid_t pid = fork();
-
-	TEST_ASSERT(pid >= 0, "fork() failed: %s", strerror(errno));
-	if (!pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		converter(fd);
-	}
-	return pid;
-}
-
-/* It must still be at work. */
-static void converter_stop(pid_t pid)
-{
-	int status;
-
-	kill(pid, SIGKILL);
-	TEST_ASSERT(waitpid(pid, &status, 0) == pid, "waitpid() failed: %s", strerror(errno));
-	TEST_ASSERT(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL,
-		    "The conversions ended with status %#x", status);
-}
-
-#define CGROUP	"/sys/fs/cgroup/private_memfd_test"
-
-static void write_text(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY);
-
-	TEST_ASSERT(fd >= 0 && write(fd, text, strlen(text)) == strlen(text),
-		    "Can't write '%s' to %s: %s", text, path, strerror(errno));
-	close(fd);
-}
-
-/* What is charged for the files, in bytes: hugetlbfs has a controller of its own. */
-#define MEMORY_STAT	CGROUP "/memory.stat"
-#define HUGETLB_2M	CGROUP "/hugetlb.2MB.current"
-#define HUGETLB_1G	CGROUP "/hugetlb.1GB.current"
-
-static const char *cgroup_path(void)
-{
-	if (!backing_is_hugetlb())
-		return MEMORY_STAT;
-	return backing_is_1g() ? HUGETLB_1G : HUGETLB_2M;
-}
-
-static long cgroup_charged(void)
-{
-	long value = -1;
-	char line[128];
-	FILE *f;
-
-	if (backing_is_hugetlb())
-		return read_number(cgroup_path());
-
-	f = fopen(MEMORY_STAT, "r");
-	TEST_ASSERT(f, "Can't read memory.stat: %s", strerror(errno));
-	while (fgets(line, sizeof(line), f))
-		sscanf(line, "shmem %ld", &value);
-	fclose(f);
-	return value;
-}
-
-static bool cgroup_wait(long value)
-{
-	int tries;
-
-	/* The kernel sums it up every two seconds, if nothing forces it to. */
-	for (tries = 0; tries < 500 && cgroup_charged() != value; tries++)
-		usleep(10000);
-	return cgroup_charged() == value;
-}
-
-/* All that the group has, of any kind. */
-static long cgroup_all(void)
-{
-	long anon = 0, shmem = 0;
-	char line[128];
-	FILE *f = fopen(MEMORY_STAT, "r");
-
-	TEST_ASSERT(f, "Can't read memory.stat: %s", strerror(errno));
-	while (fgets(line, sizeof(line), f))
-		if (sscanf(line, "anon %ld", &anon) != 1 && sscanf(line, "shmem %ld", &shmem) != 1)
-			continue;
-	fclose(f);
-	return anon + shmem + max(0l, read_number(HUGETLB_2M)) + max(0l, read_number(HUGETLB_1G));
-}
-
-/* @size more than @before, give or take what a process needs. */
-static void assert_cgroup_all(long before, long size, const char *when)
-{
-	const long slack = SZ_1M;
-	int tries;
-
-	for (tries = 0; tries < 500 && labs(cgroup_all() - before - size) > slack; tries++)
-		usleep(10000);
-	TEST_ASSERT(labs(cgroup_all() - before - size) <= slack,
-		    "%s: %ld kB, there should be %ld kB", when,
-		    (cgroup_all() - before) / (long)SZ_1K, size / (long)SZ_1K);
-}
-
-static bool cgroup_enter(void)
-{
-	char pid[32];
-
-	rmdir(CGROUP);
-	if (mkdir(CGROUP, 0755) || access(cgroup_path(), R_OK)) {
-		rmdir(CGROUP);
-		return false;
-	}
-	snprintf(pid, sizeof(pid), "%d", getpid());
-	write_text(CGROUP "/cgroup.procs", pid);
-	return true;
-}
-
-static void cgroup_leave(void)
-{
-	char pid[32];
-
-	snprintf(pid, sizeof(pid), "%d", getpid());
-	write_text("/sys/fs/cgroup/cgroup.procs", pid);
-	TEST_ASSERT(!rmdir(CGROUP), "The group is still in use: %s", strerror(errno));
-}
+#define SIZE		MACHINE_SIZE
 
 FIXTURE(lifetime) {
 	struct machine m;
@@ -403,44 +110,6 @@ static void assert_left(const struct life *life, bool file, bool vm, const char 
 	TEST_FAIL("%s, %s: %ld kB, %ld VMs, %s module; want %lu kB, %d VMs", life->name, when,
 		  size / SZ_1K, now.vms - before->vms, users ? "used" : "unused",
 		  file ? SIZE / SZ_1K : 0, vm);
-}
-
-/* Whoever reads from the socket gets the file.  Until then the message has it. */
-static void send_fd(int to, int fd)
-{
-	char control[CMSG_SPACE(sizeof(fd))] = {};
-	struct iovec iov = { "", 1 };
-	struct msghdr msg = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = control,
-		.msg_controllen = sizeof(control),
-	};
-	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
-
-	cmsg->cmsg_level = SOL_SOCKET;
-	cmsg->cmsg_type = SCM_RIGHTS;
-	cmsg->cmsg_len = CMSG_LEN(sizeof(fd));
-	memcpy(CMSG_DATA(cmsg), &fd, sizeof(fd));
-	TEST_ASSERT(sendmsg(to, &msg, 0) == 1, "sendmsg() failed: %s", strerror(errno));
-}
-
-static int receive_fd(int from)
-{
-	char control[CMSG_SPACE(sizeof(int))], byte;
-	struct iovec iov = { &byte, 1 };
-	struct msghdr msg = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = control,
-		.msg_controllen = sizeof(control),
-	};
-	int fd;
-
-	TEST_ASSERT(recvmsg(from, &msg, MSG_CMSG_CLOEXEC) == 1 && CMSG_FIRSTHDR(&msg),
-		    "recvmsg() failed: %s", strerror(errno));
-	memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&msg)), sizeof(fd));
-	return fd;
 }
 
 /* KVM as modules goes when there is no VM, wherever the files are.  Only if asked to. */
@@ -744,8 +413,12 @@ TEST_F_TIMEOUT(lifetime, destroy_converting, TIMEOUT)
 	int i;
 
 	pid = converter_start(m->fd);
-	/* On a machine with little else to do the file may be empty many times. */
-	for (i = 0; i < scaled(nr_units(40, 40, 10)) || (!busy && i < 1000); i++) {
+	/*
+	 * On a machine with little else to do the file may be empty many times.
+	 * Each time takes long if it has 1 GiB to be cleared.
+	 */
+	for (i = 0; i < scaled(nr_units(40, 40, 10)) ||
+	     (!busy && !backing_is_1g() && i < 1000); i++) {
 		int r, tries = 0;
 
 		machine_create(m);
@@ -770,7 +443,6 @@ TEST_F_TIMEOUT(lifetime, destroy_converting, TIMEOUT)
 	}
 	converter_stop(pid);
 	pr_info("# %d VMs, %lu times the file was not theirs yet\n", i, busy);
-	/* There are too few of them to be sure if each has to wait for 1 GiB to be cleared. */
 	TEST_ASSERT(busy || backing_is_1g(), "No VM ever met the content of the one before");
 	close(m->fd);
 	assert_counters(&self->before, "VMs that ended");
@@ -794,7 +466,7 @@ TEST_F_TIMEOUT(lifetime, bind_converting, TIMEOUT)
 	agent = agent_create(vcpu);
 	virt_map_private(vm, PRIVATE_GPA, SIZE);
 	pid = converter_start(fd);
-	for (i = 0; i < scaled(300); i++) {
+	for (i = 0; i < scaled(nr_units(300, 300, 30)); i++) {
 		vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, SIZE, hva, fd, 0);
 		if (i % 64 == 0) {
 			agent_order(agent, PRIVATE_GPA, nr, AGENT_NOTHING, 0x9);
@@ -905,8 +577,9 @@ TEST_F_TIMEOUT(lifetime, memcg, TIMEOUT)
 	const long left = SIZE - align_up(SIZE / 2, UNIT);
 	struct machine *m = &self->m;
 
-	if (!cgroup_enter())
+	if (!cgroup_create())
 		SKIP(return, "There is no memory controller of cgroup2");
+	cgroup_join();
 	TEST_ASSERT(cgroup_wait(0), "%ld bytes to begin with", cgroup_charged());
 
 	machine_create(m);
@@ -927,6 +600,7 @@ TEST_F_TIMEOUT(lifetime, memcg, TIMEOUT)
 	TEST_ASSERT(cgroup_wait(0), "%ld bytes in the end", cgroup_charged());
 
 	cgroup_leave();
+	cgroup_remove();
 	assert_counters(&self->before, "The group");
 }
 
@@ -990,8 +664,9 @@ TEST_F_TIMEOUT(discard, once, TIMEOUT)
 	} else {
 		m.hva = map_shared_half(SIZE);
 	}
-	if (!cgroup_enter())
+	if (!cgroup_create())
 		SKIP(return, "There is no memory controller of cgroup2");
+	cgroup_join();
 
 	before = cgroup_all();
 	m.fd = private_memfd(SIZE);
@@ -1032,6 +707,7 @@ TEST_F_TIMEOUT(discard, once, TIMEOUT)
 	if (fd >= 0)
 		close(fd);
 	cgroup_leave();
+	cgroup_remove();
 	assert_counters(&self->before, "Shared halves that were discarded");
 }
 

@@ -7,7 +7,6 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
 
 #include "private_memfd.h"
 
@@ -27,30 +26,6 @@ static void *vcpu_thread(void *vcpu)
 {
 	vcpu_run(vcpu);
 	return NULL;
-}
-
-/* Returns when somebody misses that page. */
-static void uffd_wait(int uffd, void *page)
-{
-	struct uffd_msg msg;
-
-	TEST_ASSERT(read(uffd, &msg, sizeof(msg)) == sizeof(msg), "No message: %s",
-		    strerror(errno));
-	TEST_ASSERT_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
-	TEST_ASSERT_EQ(msg.arg.pagefault.address & PAGE_MASK, (uintptr_t)page);
-}
-
-static void uffd_fill(int uffd, void *page)
-{
-	static uint64_t data[PAGE_SIZE / sizeof(uint64_t)] __aligned(PAGE_SIZE);
-	struct uffdio_copy copy = {
-		.dst = (uintptr_t)page,
-		.src = (uintptr_t)data,
-		.len = PAGE_SIZE,
-	};
-
-	memset(data, (uint8_t)ALIAS, PAGE_SIZE);
-	TEST_ASSERT(!ioctl(uffd, UFFDIO_COPY, &copy), "UFFDIO_COPY failed: %s", strerror(errno));
 }
 
 int main(int argc, char *argv[])
@@ -81,10 +56,10 @@ int main(int argc, char *argv[])
 		struct ucall uc;
 
 		pthread_create(&thread, NULL, vcpu_thread, vcpu);
-		uffd_wait(uffd, page);
+		TEST_ASSERT_EQ(uffd_wait(uffd), page);
 		if (convert)
 			memfd_to_private(fd, i * PAGE_SIZE, PAGE_SIZE);
-		uffd_fill(uffd, page);
+		uffd_fill(uffd, page, ALIAS);
 		pthread_join(thread, NULL);
 
 		TEST_ASSERT_EQ(get_ucall(vcpu, &uc), UCALL_SYNC);

@@ -16,9 +16,11 @@
 #include <linux/memfd.h>
 #include <linux/sizes.h>
 #include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysinfo.h>
+#include <time.h>
 
 #include "kvm_util.h"
 #include "processor.h"
@@ -126,6 +128,14 @@ static inline unsigned long scaled(unsigned long rounds)
 	return percent ? rounds * atoi_positive("PRIVATE_MEMFD_PERCENT", percent) / 100 : rounds;
 }
 
+static inline uint64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000ull + ts.tv_nsec / 1000000;
+}
+
 static inline uint64_t *probe(void *page, uint64_t size, int i)
 {
 	return page + i * (size - sizeof(uint64_t)) / (NR_PROBES - 1) / 8 * 8;
@@ -139,6 +149,35 @@ static inline uint64_t probe_read(void *page, int i)
 static inline void probe_write(void *page, int i, uint64_t value)
 {
 	WRITE_ONCE(*probe(page, UNIT, i), value);
+}
+
+/* The address of asm_name, which is in assembler code of the test. */
+#define LABEL(name)							\
+({									\
+	const char *__label;						\
+									\
+	asm("lea asm_" #name "(%%rip), %0" : "=r"(__label));		\
+	__label;							\
+})
+
+/* To a file of /proc, /sys...  Returns 0, or the error. */
+static inline int __write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_TRUNC), r = 0;
+
+	if (fd < 0)
+		return errno;
+	if (write(fd, text, strlen(text)) != strlen(text))
+		r = errno;
+	close(fd);
+	return r;
+}
+
+static inline void write_text(const char *path, const char *text)
+{
+	int r = __write_text(path, text);
+
+	TEST_ASSERT(!r, "Can't write '%s' to %s: %s", text, path, strerror(r));
 }
 
 /* The knobs of transparent huge pages. */
@@ -182,13 +221,9 @@ static inline void thp_knob_read(struct thp_knob *knob)
 static inline void thp_knob_write(const char *name, const char *value)
 {
 	char path[128];
-	int fd;
 
 	snprintf(path, sizeof(path), THP_DIR "%s", name);
-	fd = open(path, O_WRONLY);
-	TEST_ASSERT(fd >= 0 && write(fd, value, strlen(value)) == strlen(value),
-		    "Can't write '%s' to %s: %s", value, path, strerror(errno));
-	close(fd);
+	write_text(path, value);
 }
 
 /* Whether huge pages can be had at all, of anonymous memory and of shmem. */
@@ -321,6 +356,29 @@ static inline void vm_add_private(struct kvm_vm *vm, uint32_t slot, uint64_t gpa
 		    size, offset, gpa, strerror(errno));
 }
 
+static inline struct kvm_userspace_memory_region2
+private_region(uint32_t slot, uint64_t gpa, uint64_t size, void *hva, int fd)
+{
+	return (struct kvm_userspace_memory_region2) {
+		.slot = slot,
+		.flags = KVM_MEM_PRIVATE,
+		.guest_phys_addr = gpa,
+		.memory_size = size,
+		.userspace_addr = (uintptr_t)hva,
+		.private_fd = fd,
+	};
+}
+
+/* This and no other call: the library asks /dev/kvm for capabilities first. */
+static inline int __vm_fd_add_private(int vm_fd, uint32_t slot, uint64_t gpa, uint64_t size,
+				      void *hva, int fd)
+{
+	const struct kvm_userspace_memory_region2 region =
+		private_region(slot, gpa, size, hva, fd);
+
+	return ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION2, &region);
+}
+
 static inline void vm_delete_private(struct kvm_vm *vm, uint32_t slot)
 {
 	vm_set_user_memory_region(vm, slot, 0, 0, 0, NULL);
@@ -382,6 +440,33 @@ static inline int uffd_open(void *start, size_t len)
 	TEST_ASSERT(!ioctl(uffd, UFFDIO_REGISTER, &reg), "UFFDIO_REGISTER failed: %s",
 		    strerror(errno));
 	return uffd;
+}
+
+/* Which page somebody misses; returns when that is the case. */
+static inline void *uffd_wait(int uffd)
+{
+	struct uffd_msg msg;
+
+	TEST_ASSERT(read(uffd, &msg, sizeof(msg)) == sizeof(msg), "No message: %s",
+		    strerror(errno));
+	TEST_ASSERT_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
+	return (void *)(msg.arg.pagefault.address & PAGE_MASK);
+}
+
+/* It is there then, with this in all of its words. */
+static inline void uffd_fill(int uffd, void *page, uint64_t value)
+{
+	static uint64_t data[PAGE_SIZE / sizeof(uint64_t)] __aligned(PAGE_SIZE);
+	struct uffdio_copy copy = {
+		.dst = (uintptr_t)page,
+		.src = (uintptr_t)data,
+		.len = PAGE_SIZE,
+	};
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(data); i++)
+		data[i] = value;
+	TEST_ASSERT(!ioctl(uffd, UFFDIO_COPY, &copy), "UFFDIO_COPY failed: %s", strerror(errno));
 }
 
 /* Of a VM or a vCPU; unlike vm_get_stat() this fails if there is no such stat. */
@@ -549,6 +634,127 @@ static inline void assert_counters(const struct counters *before, const char *wh
 	TEST_FAIL("%s: Shmem %ld kB, %ld VMs, %ld and %ld module users, were %ld, %ld, %ld, %ld",
 		  what, now.shmem_kb, now.vms, now.kvm_users, now.vendor_users,
 		  before->shmem_kb, before->vms, before->kvm_users, before->vendor_users);
+}
+
+/* The test's control group: what is charged to it, and what it may have. */
+#define CGROUP		"/sys/fs/cgroup/private_memfd_test"
+#define MEMORY_STAT	CGROUP "/memory.stat"
+/* hugetlbfs has a controller of its own. */
+#define HUGETLB_2M	CGROUP "/hugetlb.2MB.current"
+#define HUGETLB_1G	CGROUP "/hugetlb.1GB.current"
+
+static inline const char *cgroup_path(void)
+{
+	if (!backing_is_hugetlb())
+		return MEMORY_STAT;
+	return backing_is_1g() ? HUGETLB_1G : HUGETLB_2M;
+}
+
+/* A line of a file that has names and numbers. */
+static inline long read_key(const char *path, const char *key)
+{
+	char line[128], name[64];
+	long value, found = -1;
+	FILE *f = fopen(path, "r");
+
+	TEST_ASSERT(f, "Can't read %s: %s", path, strerror(errno));
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "%63s %ld", name, &value) == 2 && !strcmp(name, key))
+			found = value;
+	fclose(f);
+	return found;
+}
+
+/* For the files, in bytes. */
+static inline long cgroup_charged(void)
+{
+	return backing_is_hugetlb() ? read_number(cgroup_path()) : read_key(MEMORY_STAT, "shmem");
+}
+
+static inline bool cgroup_wait(long value)
+{
+	int tries;
+
+	/* The kernel sums it up every two seconds, if nothing forces it to. */
+	for (tries = 0; tries < 500 && cgroup_charged() != value; tries++)
+		usleep(10000);
+	return cgroup_charged() == value;
+}
+
+/* Bytes, or "max". */
+static inline void cgroup_limit(const char *max)
+{
+	if (!backing_is_hugetlb())
+		write_text(CGROUP "/memory.max", max);
+	else
+		write_text(backing_is_1g() ? CGROUP "/hugetlb.1GB.max" : CGROUP "/hugetlb.2MB.max",
+			   max);
+}
+
+/* How often somebody was killed for lack of memory in the group. */
+static inline long cgroup_oom_kills(void)
+{
+	return read_key(CGROUP "/memory.events", "oom_kill");
+}
+
+static inline bool cgroup_create(void)
+{
+	rmdir(CGROUP);
+	if (!mkdir(CGROUP, 0755) && !access(cgroup_path(), R_OK))
+		return true;
+	rmdir(CGROUP);
+	return false;
+}
+
+/* Processes that write a 0 there mean themselves. */
+static inline void cgroup_join(void)
+{
+	write_text(CGROUP "/cgroup.procs", "0");
+}
+
+static inline void cgroup_leave(void)
+{
+	write_text("/sys/fs/cgroup/cgroup.procs", "0");
+}
+
+static inline void cgroup_remove(void)
+{
+	TEST_ASSERT(!rmdir(CGROUP), "The group is still in use: %s", strerror(errno));
+}
+
+/* Which page frames faults find is traced. */
+#define TRACING		"/sys/kernel/tracing/"
+#define TRACE_EVENT	TRACING "events/kvm/kvm_memfile_get_pfn/enable"
+
+static inline void pfns_trace(void)
+{
+	write_text(TRACING "trace", "\n");
+	write_text(TRACE_EVENT, "1");
+}
+
+/* Those of the pages at every @step bytes; 0 if nobody asked for one since. */
+static inline void pfns_read(uint64_t gpa, uint64_t nr, uint64_t step, uint64_t *pfns)
+{
+	char line[512], *p;
+	FILE *f;
+
+	write_text(TRACE_EVENT, "0");
+	f = fopen(TRACING "trace", "r");
+	TEST_ASSERT(f, "Can't read the trace: %s", strerror(errno));
+	memset(pfns, 0, nr * sizeof(*pfns));
+	while (fgets(line, sizeof(line), f)) {
+		uint64_t gfn, pfn, offset;
+		int error;
+
+		p = strstr(line, "kvm_memfile_get_pfn: ");
+		if (!p || sscanf(p, "%*s gfn %lx pfn %lx order %*u error %d", &gfn, &pfn,
+				 &error) != 3 || error)
+			continue;
+		offset = gfn * PAGE_SIZE - gpa;
+		if (offset % step == 0 && offset / step < nr)
+			pfns[offset / step] = pfn;
+	}
+	fclose(f);
 }
 
 /*
