@@ -347,15 +347,22 @@ static int seal(struct ram *ram)
 int ram_close(struct ram *ram)
 {
 	double start;
+	int ret;
 
 	if (seal(ram))
 		return -1;
 	if (ram->config.kind != RAM_PRIVATE)
 		return 0;
 	start = now();
-	errno = -for_each_unshared(ram, 0, ram->config.size / PAGE_SIZE, allocate);
+	ret = for_each_unshared(ram, 0, ram->config.size / PAGE_SIZE, allocate);
 	ram->alloc_seconds = now() - start;
-	return errno ? failed("allocating %llu MiB of private RAM", ram->config.size >> 20) : 0;
+	if (!ret)
+		return 0;
+
+	/* A memory cgroup that is full would have this process killed at its next page fault. */
+	ram_punch(ram, 0, ram->config.size);
+	errno = -ret;
+	return failed("allocating %llu MiB of private RAM", ram->config.size >> 20);
 }
 
 void ram_destroy(struct ram *ram)
