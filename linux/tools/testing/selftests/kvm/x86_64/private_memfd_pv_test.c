@@ -245,11 +245,23 @@ static void watch_code(uint64_t gpa)
 	GUEST_SYNC(1);
 }
 
+/* The first one that this process may use: not CPU 0, if that is to be left alone. */
+static void pin_to_first_cpu(void)
+{
+	cpu_set_t cpus;
+	int cpu = 0;
+
+	TEST_ASSERT(!sched_getaffinity(0, sizeof(cpus), &cpus), "sched_getaffinity() failed");
+	while (!CPU_ISSET(cpu, &cpus))
+		cpu++;
+	kvm_pin_this_task_to_pcpu(cpu);
+}
+
 static void *on_first_cpu(void *vcpu)
 {
 	struct ucall uc;
 
-	kvm_pin_this_task_to_pcpu(0);
+	pin_to_first_cpu();
 	run_to_sync(vcpu, &uc);
 	return NULL;
 }
@@ -615,7 +627,7 @@ static void *storm_vcpu(void *arg)
 	struct kvm_run *run = thread->vcpu->run;
 	struct ucall uc;
 
-	kvm_pin_this_task_to_pcpu(0);
+	pin_to_first_cpu();
 	while (_vcpu_run(thread->vcpu)) {
 		TEST_ASSERT(errno == EFAULT && run->exit_reason == KVM_EXIT_MEMORY_FAULT &&
 			    align_down(run->memory_fault.gpa, UNIT) == PV_GPA,

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Hold a task at a tracepoint, for tests of races: it is kept there until it is let go, and the other side does meanwhile
+ * what it wants. In /sys/module/hold/parameters:
+ *
+ * at     the name of a tracepoint: the next task of the writer's process that comes there is held. An empty name lets it
+ *        go, and waits until it has gone.
+ * state  "armed"; "held", by now; "free", let go, or nobody has come; "late", nobody has let it go within LIMIT_NS
+ * hits   how often the process has been at the tracepoint since it was armed
+ *
+ * The task spins without preemption, interrupts on, so its CPU does nothing else: who waits for all CPUs waits for it. The
+ * module stays: there is no moment at which nobody can be in the probe.
+ */
+#include <linux/module.h>
+#include <linux/processor.h>
+#include <linux/sched.h>
+#include <linux/timekeeping.h>
+#include <linux/tracepoint.h>
+
+/* Less than what makes the kernel complain of a CPU that is stuck. */
+#define LIMIT_NS	(8 * NSEC_PER_SEC)
+
+enum hold_state { HOLD_FREE, HOLD_ARMED, HOLD_HELD, HOLD_LATE };
+
+static const char *const state_names[] = { "free", "armed", "held", "late" };
+
+static DEFINE_MUTEX(lock);		/* of what is registered */
+static struct tracepoint *where;
+static atomic_t state = ATOMIC_INIT(HOLD_FREE);
+static atomic_t inside = ATOMIC_INIT(0);
+static atomic_t hits = ATOMIC_INIT(0);
+static pid_t whose;
+
+/* Called with the arguments of the tracepoint, which don't matter, behind the first one. */
+static void probe(void *data)
+{
+	u64 until;
+
+	if (current->tgid != READ_ONCE(whose))
+		return;
+	atomic_inc(&hits);
+	atomic_inc(&inside);
+	if (atomic_cmpxchg(&state, HOLD_ARMED, HOLD_HELD) == HOLD_ARMED) {
+		until = ktime_get_mono_fast_ns() + LIMIT_NS;
+		while (atomic_read(&state) == HOLD_HELD) {
+			if (ktime_get_mono_fast_ns() > until)
+				atomic_cmpxchg(&state, HOLD_HELD, HOLD_LATE);
+			cpu_relax();
+		}
+	}
+	atomic_dec(&inside);
+}
+
+struct wanted {
+	const char *name;
+	struct tracepoint *found;
+};
+
+static void match(struct tracepoint *tp, void *priv)
+{
+	struct wanted *wanted = priv;
+
+	if (!strcmp(tp->name, wanted->name))
+		wanted->found = tp;
+}
+
+static void let_go(void)
+{
+	if (atomic_read(&state) != HOLD_LATE)
+		atomic_set(&state, HOLD_FREE);
+	while (atomic_read(&inside))
+		cpu_relax();
+}
+
+static int arm(const char *name)
+{
+	struct wanted wanted = { .name = name };
+	int error;
+
+	for_each_kernel_tracepoint(match, &wanted);
+	if (!wanted.found)
+		return -ENOENT;
+	if (wanted.found != where) {
+		if (where)
+			tracepoint_probe_unregister(where, probe, NULL);
+		where = NULL;
+		error = tracepoint_probe_register(wanted.found, probe, NULL);
+		if (error)
+			return error;
+		where = wanted.found;
+	}
+	WRITE_ONCE(whose, current->tgid);
+	atomic_set(&hits, 0);
+	atomic_set(&state, HOLD_ARMED);
+	return 0;
+}
+
+static int at_set(const char *val, const struct kernel_param *kp)
+{
+	char name[64];
+	int error = 0;
+
+	if (strscpy(name, val, sizeof(name)) < 0)
+		return -EINVAL;
+	mutex_lock(&lock);
+	let_go();
+	if (*strim(name))
+		error = arm(strim(name));
+	mutex_unlock(&lock);
+	return error;
+}
+
+static int at_get(char *buf, const struct kernel_param *kp)
+{
+	return sysfs_emit(buf, "%s\n", where ? where->name : "");
+}
+
+static const struct kernel_param_ops at_ops = { .set = at_set, .get = at_get };
+module_param_cb(at, &at_ops, NULL, 0600);
+
+static int state_get(char *buf, const struct kernel_param *kp)
+{
+	return sysfs_emit(buf, "%s\n", state_names[atomic_read(&state)]);
+}
+
+static const struct kernel_param_ops state_ops = { .get = state_get };
+module_param_cb(state, &state_ops, NULL, 0400);
+
+static int hits_get(char *buf, const struct kernel_param *kp)
+{
+	return sysfs_emit(buf, "%d\n", atomic_read(&hits));
+}
+
+static const struct kernel_param_ops hits_ops = { .get = hits_get };
+module_param_cb(hits, &hits_ops, NULL, 0400);
+
+static int __init hold_init(void)
+{
+	__module_get(THIS_MODULE);
+	return 0;
+}
+module_init(hold_init);
+
+MODULE_LICENSE("GPL");
+MODULE_DESCRIPTION("Hold a task at a tracepoint");

@@ -1,0 +1,510 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Two sides of a race, one of which is held in the middle: a fault that has its
+ * page, but has not mapped it yet, a slot that is being bound, or given up.
+ * Meanwhile the other side does all that it wants to do, and is done or waits.
+ *
+ * That takes a module, "hold", which stops a task at a tracepoint: see guest/hold
+ * of the series' own tree.
+ */
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "private_memfd.h"
+
+#define TIMEOUT		120
+
+#define HOLD		"/sys/module/hold/parameters/"
+#define FAULT		"kvm_memfile_get_pfn"
+#define OFFLINE		"/sys/devices/system/memory/hard_offline_page"
+
+/* As many as a huge page has, if there are any. */
+#define NR_PAGES	nr_units(backing_is_huge() ? PAGES_PER_2M : 8, 8, 2)
+#define SIZE		(NR_PAGES * UNIT)
+
+#define ALIAS		0x5a5a5a5a5a5a5a5aull
+#define VALUE		0x9e9e9e9e9e9e9e9eull
+
+/* Long enough for who can go on, and nothing depends on it. */
+#define SOME_TIME	100000
+
+/* What the guest is to do: load, or store, and load. */
+static struct {
+	uint64_t gpa;
+	uint64_t store;
+} order;
+
+static void guest_code(void)
+{
+	for (;;) {
+		uint64_t *p = (uint64_t *)order.gpa;
+
+		if (order.store)
+			WRITE_ONCE(*p, VALUE);
+		GUEST_SYNC(READ_ONCE(*p));
+	}
+}
+
+FIXTURE(held) {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	uint64_t *hva;
+	int fd;
+	/* Of the vCPU's thread. */
+	pthread_t thread;
+	int r;
+	int error;
+};
+
+#define held_data FIXTURE_DATA(held)
+
+static uint64_t *shared(held_data *self, uint64_t page)
+{
+	return (void *)self->hva + page * UNIT;
+}
+
+static bool hold_there(void)
+{
+	return !access(HOLD "at", W_OK);
+}
+
+static void held_create(held_data *self)
+{
+	uint64_t i;
+
+	self->vm = vm_create_private(1, guest_code, &self->vcpu);
+	self->fd = private_memfd(SIZE);
+	self->hva = map_shared_half(SIZE);
+	for (i = 0; i < NR_PAGES; i++)
+		*shared(self, i) = ALIAS;
+	vm_add_private(self->vm, PRIVATE_SLOT, PRIVATE_GPA, SIZE, self->hva, self->fd, 0);
+	virt_map_private(self->vm, PRIVATE_GPA, SIZE);
+	memfd_to_private(self->fd, 0, SIZE);
+}
+
+FIXTURE_SETUP(held)
+{
+	memset(self, 0, sizeof(*self));
+	if (!hold_there())
+		SKIP(return, "There is no module to hold a task with");
+	held_create(self);
+}
+
+FIXTURE_TEARDOWN(held)
+{
+	if (!self->vm)
+		return;
+	kvm_vm_free(self->vm);
+	close(self->fd);
+}
+
+/* --- to hold, and to let go --- */
+
+static bool hold_is(const char *state)
+{
+	char now[16] = "";
+	FILE *f = fopen(HOLD "state", "r");
+	bool read;
+
+	TEST_ASSERT(f, "Can't read " HOLD "state: %s", strerror(errno));
+	read = fscanf(f, "%15s", now) == 1;
+	fclose(f);
+	return read && !strcmp(now, state);
+}
+
+static void hold_wait(void)
+{
+	int tries;
+
+	for (tries = 0; tries < 3000 && !hold_is("held"); tries++)
+		usleep(1000);
+	TEST_ASSERT(hold_is("held"), "Nobody comes there");
+}
+
+/* In time, or what came in between has not come in between. */
+static void let_go(void)
+{
+	TEST_ASSERT(hold_is("held"), "It was not held for long enough");
+	write_text(HOLD "at", "\n");
+	TEST_ASSERT(hold_is("free"), "It was not held for long enough");
+}
+
+static void *vcpu_thread(void *arg)
+{
+	held_data *self = arg;
+
+	self->r = _vcpu_run(self->vcpu);
+	self->error = errno;
+	return NULL;
+}
+
+/* The guest's fault on @page is held when this returns. */
+static void hold_fault(held_data *self, uint64_t page, bool store)
+{
+	order.gpa = PRIVATE_GPA + page * UNIT;
+	order.store = store;
+	sync_global_to_guest(self->vm, order);
+	write_text(HOLD "at", FAULT);
+	pthread_create(&self->thread, NULL, vcpu_thread, self);
+	hold_wait();
+	TEST_ASSERT_EQ(read_number(HOLD "hits"), 1);
+}
+
+/* It goes on, and finds this. */
+static void expect(held_data *self, uint64_t value)
+{
+	struct ucall uc;
+
+	let_go();
+	pthread_join(self->thread, NULL);
+	TEST_ASSERT(!self->r, "KVM_RUN failed: %s", strerror(self->error));
+	TEST_ASSERT_EQ(get_ucall(self->vcpu, &uc), UCALL_SYNC);
+	TEST_ASSERT(uc.args[1] == value, "The guest finds %#lx for %#lx", uc.args[1], value);
+}
+
+/* Again, with nobody in between. */
+static void expect_now(held_data *self, uint64_t page, uint64_t value)
+{
+	struct ucall uc;
+
+	order.gpa = PRIVATE_GPA + page * UNIT;
+	order.store = 0;
+	sync_global_to_guest(self->vm, order);
+	vcpu_run(self->vcpu);
+	TEST_ASSERT_EQ(get_ucall(self->vcpu, &uc), UCALL_SYNC);
+	TEST_ASSERT(uc.args[1] == value, "Page %lu has %#lx for %#lx", page, uc.args[1], value);
+}
+
+/* --- a fault, with its page in hand --- */
+
+/*
+ * Of a huge page that is to be split nobody else may have a reference, as the
+ * fault has: then nothing changes.
+ */
+static bool punch_one(held_data *self, uint64_t page)
+{
+	if (backing_is_hugetlb() || !backing_is_huge()) {
+		memfd_to_shared(self->fd, page * UNIT, UNIT);
+		return true;
+	}
+	TEST_ASSERT(fallocate(self->fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, page * UNIT,
+			      UNIT) == -1 && errno == EBUSY, "A huge page in use has been split");
+	TEST_ASSERT_EQ(memfd_nr_private(self->fd), NR_PAGES);
+	return false;
+}
+
+static void punch(held_data *self, uint64_t page)
+{
+	if (!punch_one(self, page))
+		memfd_to_shared(self->fd, 0, SIZE);
+}
+
+TEST_F_TIMEOUT(held, load_of_punched, TIMEOUT)
+{
+	hold_fault(self, 1, false);
+	punch(self, 1);
+	expect(self, ALIAS);
+	TEST_ASSERT_EQ(nr_private_mapped(self->vm), 0);
+}
+
+/* The store goes where the page is by then; nothing of it is left behind. */
+TEST_F_TIMEOUT(held, store_to_punched, TIMEOUT)
+{
+	hold_fault(self, 1, true);
+	punch(self, 1);
+	expect(self, VALUE);
+	TEST_ASSERT_EQ(READ_ONCE(*shared(self, 1)), VALUE);
+	memfd_to_private(self->fd, UNIT, UNIT);
+	expect_now(self, 1, 0);
+	TEST_ASSERT_EQ(READ_ONCE(*shared(self, 1)), VALUE);
+}
+
+/* As private as before, but another page: the fault has to ask again. */
+TEST_F_TIMEOUT(held, store_to_replaced, TIMEOUT)
+{
+	hold_fault(self, 1, true);
+	punch(self, 1);
+	memfd_to_private(self->fd, UNIT, UNIT);
+	expect(self, VALUE);
+	TEST_ASSERT(read_number(HOLD "hits") > 1, "The fault has not asked again");
+	TEST_ASSERT_EQ(READ_ONCE(*shared(self, 1)), ALIAS);
+	expect_now(self, 1, VALUE);
+}
+
+/* A neighbour in what would be one mapping, if the pages are small. */
+TEST_F_TIMEOUT(held, neighbour_punched, TIMEOUT)
+{
+	const uint64_t neighbour = NR_PAGES - 1;
+
+	bool punched;
+
+	hold_fault(self, 1, true);
+	punched = punch_one(self, neighbour);
+	expect(self, VALUE);
+	expect_now(self, neighbour, punched ? ALIAS : 0);
+	memfd_to_shared(self->fd, neighbour * UNIT, UNIT);
+	expect_now(self, neighbour, ALIAS);
+	expect_now(self, 1, VALUE);
+	expect_now(self, 0, 0);
+	TEST_ASSERT_EQ(READ_ONCE(*shared(self, 1)), ALIAS);
+}
+
+/* All there is, back and forth, so that each of them is over when the fault goes on. */
+TEST_F_TIMEOUT(held, converted_often, TIMEOUT)
+{
+	int i;
+
+	hold_fault(self, 1, true);
+	for (i = 0; i < nr_units(50, 10, 1); i++) {
+		memfd_to_shared(self->fd, 0, SIZE);
+		memfd_to_private(self->fd, 0, SIZE);
+	}
+	memfd_to_shared(self->fd, 0, SIZE);
+	expect(self, VALUE);
+	TEST_ASSERT_EQ(READ_ONCE(*shared(self, 1)), VALUE);
+	TEST_ASSERT_EQ(nr_private_mapped(self->vm), 0);
+}
+
+static void *prefault_thread(void *arg)
+{
+	held_data *self = arg;
+	struct kvm_pre_fault_memory range = { .gpa = PRIVATE_GPA + UNIT, .size = UNIT };
+
+	self->r = __vcpu_ioctl(self->vcpu, KVM_PRE_FAULT_MEMORY, &range);
+	self->error = errno;
+	return NULL;
+}
+
+/* It may map the shared page, or find nothing to do, but not the page that was there. */
+TEST_F_TIMEOUT(held, prefault_of_punched, TIMEOUT)
+{
+	write_text(HOLD "at", FAULT);
+	pthread_create(&self->thread, NULL, prefault_thread, self);
+	hold_wait();
+	punch(self, 1);
+	let_go();
+	pthread_join(self->thread, NULL);
+	TEST_ASSERT(!self->r, "KVM_PRE_FAULT_MEMORY failed: %s", strerror(self->error));
+	TEST_ASSERT_EQ(nr_private_mapped(self->vm), 0);
+	expect_now(self, 1, ALIAS);
+}
+
+static void *delete_thread(void *arg)
+{
+	held_data *self = arg;
+
+	vm_delete_private(self->vm, PRIVATE_SLOT);
+	return NULL;
+}
+
+/* Nobody gives up a slot under a fault: that waits. Then there is no memory. */
+TEST_F_TIMEOUT(held, slot_deleted, TIMEOUT)
+{
+	pthread_t thread;
+
+	hold_fault(self, 1, false);
+	pthread_create(&thread, NULL, delete_thread, self);
+	usleep(SOME_TIME);
+	expect(self, 0);
+	pthread_join(thread, NULL);
+	TEST_ASSERT_EQ(nr_private_mapped(self->vm), 0);
+	vcpu_run(self->vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_MMIO);
+}
+
+struct offline {
+	uint64_t pfn;
+	int r;
+};
+
+static void *offline_thread(void *arg)
+{
+	struct offline *offline = arg;
+	char text[32];
+
+	snprintf(text, sizeof(text), "%#llx", offline->pfn * PAGE_SIZE);
+	offline->r = __write_text(OFFLINE, text);
+	return NULL;
+}
+
+/* The memory fails that the fault is about to map: the guest never gets it. */
+TEST_F_TIMEOUT(held, page_failed, TIMEOUT)
+{
+	struct offline offline;
+	pthread_t thread;
+	uint64_t pfn;
+
+	if (backing_is_1g() || access(OFFLINE, W_OK) || access(TRACE_EVENT, W_OK))
+		SKIP(return, "There is no " OFFLINE ", or the page is too large");
+
+	/* Which one it is; then nothing is mapped, as before. */
+	pfns_trace();
+	expect_now(self, 1, 0);
+	pfns_read(PRIVATE_GPA + UNIT, 1, UNIT, &pfn);
+	TEST_ASSERT(pfn, "Nothing is known of the page");
+	vm_delete_private(self->vm, PRIVATE_SLOT);
+	vm_add_private(self->vm, PRIVATE_SLOT, PRIVATE_GPA, SIZE, self->hva, self->fd, 0);
+	TEST_ASSERT_EQ(nr_private_mapped(self->vm), 0);
+
+	hold_fault(self, 1, true);
+	offline.pfn = pfn;
+	pthread_create(&thread, NULL, offline_thread, &offline);
+	usleep(SOME_TIME);
+	let_go();
+	pthread_join(thread, NULL);
+	pthread_join(self->thread, NULL);
+	/* As the fault had a reference, the page could not be split, or somebody complains of that. */
+	TEST_ASSERT(!offline.r || offline.r == EBUSY || offline.r == EHWPOISON,
+		    "Taking the page offline: %s", strerror(offline.r));
+	pr_info("# offline: %s, KVM_RUN: %s\n", strerror(offline.r),
+		self->r ? strerror(self->error) : "the page");
+
+	/* The fault has seen it, or the page was taken away again. */
+	if (!self->r) {
+		self->r = _vcpu_run(self->vcpu);
+		self->error = errno;
+	}
+	errno = self->error;
+	assert_memory_fault(self->vcpu, self->r, EHWPOISON, KVM_MEMORY_EXIT_FLAG_PRIVATE,
+			    PRIVATE_GPA + UNIT);
+
+	/* By itself, not as a part of a huge page, so that nobody gets the frame again. */
+	memfd_to_shared(self->fd, UNIT, UNIT);
+	memfd_to_private(self->fd, UNIT, UNIT);
+	vcpu_run(self->vcpu);
+	expect_now(self, 1, VALUE);
+}
+
+/* Who dies in the middle of a fault leaves nothing. */
+TEST(killed)
+{
+	struct counters before;
+	held_data self = {};
+	int status, tries;
+	pid_t pid;
+
+	if (!hold_there())
+		SKIP(return, "There is no module to hold a task with");
+	read_counters(&before);
+	pid = fork();
+	if (!pid) {
+		held_create(&self);
+		hold_fault(&self, 1, true);
+		pause();
+	}
+	for (tries = 0; tries < 3000 && !hold_is("held"); tries++)
+		usleep(1000);
+	kill(pid, SIGKILL);
+	usleep(SOME_TIME);
+	let_go();
+	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	TEST_ASSERT(WIFSIGNALED(status), "Status %#x", status);
+	assert_counters(&before, "A VMM killed in a fault");
+}
+
+/* --- a slot, with the file's lock in hand --- */
+
+struct convert {
+	int fd;
+	bool done;
+};
+
+static void *convert_thread(void *arg)
+{
+	struct convert *convert = arg;
+
+	memfd_to_shared(convert->fd, UNIT, UNIT);
+	WRITE_ONCE(convert->done, true);
+	return NULL;
+}
+
+static void *add_thread(void *arg)
+{
+	held_data *self = arg;
+
+	vm_add_private(self->vm, PRIVATE_SLOT, PRIVATE_GPA, SIZE, self->hva, self->fd, 0);
+	return NULL;
+}
+
+/* Neither side sees half of the other: conversions wait. */
+static void convert_while(held_data *self, const char *at, void *(*fn)(void *))
+{
+	struct convert convert = { .fd = self->fd };
+	pthread_t thread;
+
+	write_text(HOLD "at", at);
+	pthread_create(&self->thread, NULL, fn, self);
+	hold_wait();
+	pthread_create(&thread, NULL, convert_thread, &convert);
+	usleep(SOME_TIME);
+	TEST_ASSERT(!READ_ONCE(convert.done), "A conversion in the middle of it");
+	TEST_ASSERT(memfd_is_private(self->fd, UNIT), "Half a conversion in the middle of it");
+	let_go();
+	pthread_join(self->thread, NULL);
+	pthread_join(thread, NULL);
+}
+
+TEST_F_TIMEOUT(held, bind, TIMEOUT)
+{
+	vm_delete_private(self->vm, PRIVATE_SLOT);
+	convert_while(self, "memfile_bind", add_thread);
+	expect_now(self, 1, ALIAS);
+	expect_now(self, 0, 0);
+}
+
+TEST_F_TIMEOUT(held, unbind, TIMEOUT)
+{
+	expect_now(self, 0, 0);
+	expect_now(self, 1, 0);
+	convert_while(self, "memfile_unbind", delete_thread);
+	TEST_ASSERT_EQ(nr_private_mapped(self->vm), 0);
+	add_thread(self);
+	expect_now(self, 1, ALIAS);
+	expect_now(self, 0, 0);
+}
+
+/* --- a conversion, with the file's lock in hand, before anybody is told --- */
+
+/* A fault need not wait: it gets the page as it was, and loses it again. */
+TEST_F_TIMEOUT(held, conversion, TIMEOUT)
+{
+	struct convert convert = { .fd = self->fd };
+	pthread_t thread;
+
+	write_text(HOLD "at", "memfile_invalidate_start");
+	pthread_create(&thread, NULL, convert_thread, &convert);
+	hold_wait();
+	expect_now(self, 1, 0);
+	expect_now(self, 0, 0);
+	let_go();
+	pthread_join(thread, NULL);
+	expect_now(self, 1, ALIAS);
+	expect_now(self, 0, 0);
+}
+
+/* Told, and the lock not given back: another one waits. */
+TEST_F_TIMEOUT(held, end_of_conversion, TIMEOUT)
+{
+	struct convert first = { .fd = self->fd }, second = { .fd = self->fd };
+	pthread_t threads[2];
+
+	write_text(HOLD "at", "memfile_invalidate_end");
+	pthread_create(&threads[0], NULL, convert_thread, &first);
+	hold_wait();
+	expect_now(self, 1, ALIAS);
+	pthread_create(&threads[1], NULL, convert_thread, &second);
+	usleep(SOME_TIME);
+	TEST_ASSERT(!READ_ONCE(second.done), "Two conversions at once");
+	let_go();
+	pthread_join(threads[0], NULL);
+	pthread_join(threads[1], NULL);
+	expect_now(self, 1, ALIAS);
+}
+
+int main(int argc, char *argv[])
+{
+	require_private_mem();
+	return test_harness_run(argc, argv);
+}
