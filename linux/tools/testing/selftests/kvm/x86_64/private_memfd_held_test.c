@@ -329,50 +329,77 @@ static void *offline_thread(void *arg)
 	return NULL;
 }
 
-/* The memory fails that the fault is about to map: the guest never gets it. */
+static bool pages_can_fail(void)
+{
+	return !backing_is_1g() && !access(OFFLINE, W_OK) && !access(TRACE_EVENT, W_OK);
+}
+
+static void slot_again(held_data *self)
+{
+	vm_delete_private(self->vm, PRIVATE_SLOT);
+	vm_add_private(self->vm, PRIVATE_SLOT, PRIVATE_GPA, SIZE, self->hva, self->fd, 0);
+}
+
+/* Which one it is that the guest has there, and maps. */
+static uint64_t pfn_of(held_data *self, uint64_t page)
+{
+	uint64_t pfn;
+
+	pfns_trace();
+	expect_now(self, page, 0);
+	pfns_read(PRIVATE_GPA + page * UNIT, 1, UNIT, &pfn);
+	TEST_ASSERT(pfn, "Nothing is known of page %lu", page);
+	return pfn;
+}
+
+static void assert_failed(held_data *self, uint64_t page)
+{
+	errno = self->error;
+	assert_memory_fault(self->vcpu, self->r, EHWPOISON, KVM_MEMORY_EXIT_FLAG_PRIVATE,
+			    PRIVATE_GPA + page * UNIT);
+}
+
+/* By itself, not as a part of a huge page, so that nobody gets the frame again. */
+static void replace(held_data *self, uint64_t page)
+{
+	memfd_to_shared(self->fd, page * UNIT, UNIT);
+	memfd_to_private(self->fd, page * UNIT, UNIT);
+}
+
+/*
+ * The memory fails that the fault is about to map: the guest never gets it, or
+ * loses it again, if the failure had to wait for the CPU that is held.
+ */
 TEST_F_TIMEOUT(held, page_failed, TIMEOUT)
 {
 	struct offline offline;
 	pthread_t thread;
-	uint64_t pfn;
 
-	if (backing_is_1g() || access(OFFLINE, W_OK) || access(TRACE_EVENT, W_OK))
+	if (!pages_can_fail())
 		SKIP(return, "There is no " OFFLINE ", or the page is too large");
 
-	/* Which one it is; then nothing is mapped, as before. */
-	pfns_trace();
-	expect_now(self, 1, 0);
-	pfns_read(PRIVATE_GPA + UNIT, 1, UNIT, &pfn);
-	TEST_ASSERT(pfn, "Nothing is known of the page");
-	vm_delete_private(self->vm, PRIVATE_SLOT);
-	vm_add_private(self->vm, PRIVATE_SLOT, PRIVATE_GPA, SIZE, self->hva, self->fd, 0);
+	offline.pfn = pfn_of(self, 1);
+	slot_again(self);
 	TEST_ASSERT_EQ(nr_private_mapped(self->vm), 0);
 
 	hold_fault(self, 1, true);
-	offline.pfn = pfn;
 	pthread_create(&thread, NULL, offline_thread, &offline);
 	usleep(SOME_TIME);
 	let_go();
 	pthread_join(thread, NULL);
 	pthread_join(self->thread, NULL);
-	/* As the fault had a reference, the page could not be split, or somebody complains of that. */
+	/* The fault has a reference: that is complained of, or the page can't be split. */
 	TEST_ASSERT(!offline.r || offline.r == EBUSY || offline.r == EHWPOISON,
 		    "Taking the page offline: %s", strerror(offline.r));
 	pr_info("# offline: %s, KVM_RUN: %s\n", strerror(offline.r),
 		self->r ? strerror(self->error) : "the page");
 
 	/* The fault has seen it, or the page was taken away again. */
-	if (!self->r) {
-		self->r = _vcpu_run(self->vcpu);
-		self->error = errno;
-	}
-	errno = self->error;
-	assert_memory_fault(self->vcpu, self->r, EHWPOISON, KVM_MEMORY_EXIT_FLAG_PRIVATE,
-			    PRIVATE_GPA + UNIT);
+	if (!self->r)
+		vcpu_thread(self);
+	assert_failed(self, 1);
 
-	/* By itself, not as a part of a huge page, so that nobody gets the frame again. */
-	memfd_to_shared(self->fd, UNIT, UNIT);
-	memfd_to_private(self->fd, UNIT, UNIT);
+	replace(self, 1);
 	vcpu_run(self->vcpu);
 	expect_now(self, 1, VALUE);
 }
@@ -463,6 +490,91 @@ TEST_F_TIMEOUT(held, unbind, TIMEOUT)
 	add_thread(self);
 	expect_now(self, 1, ALIAS);
 	expect_now(self, 0, 0);
+}
+
+/* --- memory that fails: the guest has lost it by then, the file has not --- */
+
+static void hold_failure(held_data *self, uint64_t page, pthread_t *thread,
+			 struct offline *offline)
+{
+	offline->pfn = pfn_of(self, page);
+	write_text(HOLD "at", "memfile_zap");
+	pthread_create(thread, NULL, offline_thread, offline);
+	hold_wait();
+}
+
+static void failure_goes_on(pthread_t thread, struct offline *offline)
+{
+	let_go();
+	pthread_join(thread, NULL);
+	TEST_ASSERT(!offline->r || offline->r == EBUSY, "Taking the page offline: %s",
+		    strerror(offline->r));
+}
+
+/* A fault on it waits, or not; it does not get the page. */
+TEST_F_TIMEOUT(held, failure_and_fault, TIMEOUT)
+{
+	struct offline offline;
+	pthread_t thread;
+
+	if (!pages_can_fail())
+		SKIP(return, "There is no " OFFLINE ", or the page is too large");
+	hold_failure(self, 1, &thread, &offline);
+	order.gpa = PRIVATE_GPA + UNIT;
+	order.store = true;
+	sync_global_to_guest(self->vm, order);
+	pthread_create(&self->thread, NULL, vcpu_thread, self);
+	usleep(SOME_TIME);
+	failure_goes_on(thread, &offline);
+	pthread_join(self->thread, NULL);
+	assert_failed(self, 1);
+	replace(self, 1);
+	vcpu_run(self->vcpu);
+	expect_now(self, 1, VALUE);
+	expect_now(self, 0, 0);
+}
+
+/* The page goes, one way or the other, and the next one is as good as any. */
+TEST_F_TIMEOUT(held, failure_and_punch, TIMEOUT)
+{
+	struct convert convert = { .fd = self->fd };
+	struct offline offline;
+	pthread_t threads[2];
+
+	if (!pages_can_fail())
+		SKIP(return, "There is no " OFFLINE ", or the page is too large");
+	hold_failure(self, 1, &threads[0], &offline);
+	pthread_create(&threads[1], NULL, convert_thread, &convert);
+	usleep(SOME_TIME);
+	failure_goes_on(threads[0], &offline);
+	pthread_join(threads[1], NULL);
+	expect_now(self, 1, ALIAS);
+	memfd_to_private(self->fd, UNIT, UNIT);
+	expect_now(self, 1, 0);
+	expect_now(self, 0, 0);
+}
+
+/* Slots that go and come in the middle of it have nothing of the page. */
+TEST_F_TIMEOUT(held, failure_and_slots, TIMEOUT)
+{
+	struct offline offline;
+	pthread_t thread;
+	int i;
+
+	if (!pages_can_fail())
+		SKIP(return, "There is no " OFFLINE ", or the page is too large");
+	hold_failure(self, 1, &thread, &offline);
+	for (i = 0; i < 3; i++)
+		slot_again(self);
+	expect_now(self, 0, 0);
+	failure_goes_on(thread, &offline);
+	order.gpa = PRIVATE_GPA + UNIT;
+	sync_global_to_guest(self->vm, order);
+	vcpu_thread(self);
+	assert_failed(self, 1);
+	replace(self, 1);
+	vcpu_run(self->vcpu);
+	expect_now(self, 1, 0);
 }
 
 /* --- a conversion, with the file's lock in hand, before anybody is told --- */

@@ -448,6 +448,127 @@ TEST_F_TIMEOUT(lifetime, destroy_converting, TIMEOUT)
 	assert_counters(&self->before, "VMs that ended");
 }
 
+/* How a VMM gives up what it has; all at once, each in a thread of its own. */
+struct end {
+	pthread_barrier_t *barrier;
+	struct machine *m;
+	void (*fn)(struct machine *m);
+	pthread_t thread;
+};
+
+/* A VM whose descriptor is closed by then has no slot to be deleted. */
+static void end_slot(struct machine *m)
+{
+	int r = __vm_set_user_memory_region2(m->vm, PRIVATE_SLOT, 0, 0, 0, NULL, 0, 0);
+
+	TEST_ASSERT(!r || errno == EBADF, "Deleting a slot failed: %s", strerror(errno));
+}
+
+static void end_vm(struct machine *m)
+{
+	close(m->vm->fd);
+}
+
+static void end_vcpu(struct machine *m)
+{
+	close(m->vcpu->fd);
+}
+
+static void end_file(struct machine *m)
+{
+	close(m->fd);
+}
+
+static void *end_thread(void *arg)
+{
+	struct end *end = arg;
+
+	pthread_barrier_wait(end->barrier);
+	end->fn(end->m);
+	return NULL;
+}
+
+static void end_all(struct machine *m)
+{
+	pthread_barrier_t barrier;
+	struct end ends[] = {
+		{ .fn = end_slot }, { .fn = end_vm }, { .fn = end_vcpu }, { .fn = end_file },
+	};
+	int i;
+
+	pthread_barrier_init(&barrier, NULL, ARRAY_SIZE(ends));
+	for (i = 0; i < ARRAY_SIZE(ends); i++) {
+		ends[i].barrier = &barrier;
+		ends[i].m = m;
+		pthread_create(&ends[i].thread, NULL, end_thread, &ends[i]);
+	}
+	for (i = 0; i < ARRAY_SIZE(ends); i++)
+		pthread_join(ends[i].thread, NULL);
+	pthread_barrier_destroy(&barrier);
+}
+
+/* A VM that ends under its guest, in no order.  The file goes on, with the converter. */
+static void live_and_end(struct machine *m, int fd)
+{
+	int r, tries = 0;
+
+	m->fd = dup(fd);
+	machine_create(m);
+	while ((r = machine_bind(m))) {
+		TEST_ASSERT(r == EBUSY, "Binding failed: %s", strerror(r));
+		TEST_ASSERT(tries++ < 100000, "The file is never empty");
+		memfd_to_shared(fd, 0, SIZE);
+	}
+	machine_start(m);
+	usleep(random() % 5000);
+	end_all(m);
+	machine_stop(m);
+	machine_unmap_vcpu(m);
+	close(m->vm->kvm_fd);
+	munmap(m->code, PAGE_SIZE);
+}
+
+TEST_F_TIMEOUT(lifetime, ends_at_once, TIMEOUT)
+{
+	struct machine *m = &self->m;
+	int fd = m->fd, i;
+	pid_t pid;
+
+	pid = converter_start(fd);
+	for (i = 0; i < scaled(nr_units(100, 60, 5)); i++)
+		live_and_end(m, fd);
+	converter_stop(pid);
+	close(fd);
+	assert_counters(&self->before, "VMs that ended in no order");
+}
+
+/* The same, and killed anywhere in it: while it sets up, runs, or ends. */
+TEST_F_TIMEOUT(lifetime, killed_anywhere, TIMEOUT)
+{
+	struct machine *m = &self->m;
+	int fd = m->fd, status, i;
+	pid_t pid, child;
+
+	pid = converter_start(fd);
+	for (i = 0; i < scaled(nr_units(100, 60, 5)); i++) {
+		child = fork();
+		TEST_ASSERT(child >= 0, "fork() failed: %s", strerror(errno));
+		if (!child) {
+			srandom(i);
+			for (;;)
+				live_and_end(m, fd);
+		}
+		usleep(random() % 60000);
+		kill(child, SIGKILL);
+		TEST_ASSERT_EQ(waitpid(child, &status, 0), child);
+		TEST_ASSERT(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL,
+			    "A VMM has ended with status %#x", status);
+	}
+	converter_stop(pid);
+	close(fd);
+	assert_counters(&self->before, "VMMs that were killed");
+}
+
 /*
  * Binding in the midst of conversions: it sees both ends of each of them or
  * neither.  One end only and the vCPU would retry for ever, or not at all.
