@@ -1246,6 +1246,50 @@ static void wait_for_round(struct churn *churn, uint64_t id)
 	}
 }
 
+#define SPLIT		"/sys/kernel/debug/split_huge_pages"
+
+struct splitter {
+	pthread_t thread;
+	char text[64];
+	bool stop;
+};
+
+/* Somebody else splits what has become a huge page: it is as private as before. */
+static void *split_thread(void *arg)
+{
+	struct splitter *splitter = arg;
+
+	while (!READ_ONCE(splitter->stop)) {
+		write_text(SPLIT, splitter->text);
+		usleep(5000);
+	}
+	return NULL;
+}
+
+static void splitter_start(struct splitter *splitter, int fd, uint64_t nr_pages)
+{
+	const char *huge = "ShmemHugePages:";
+	long before = read_key("/proc/meminfo", huge);
+
+	splitter->stop = backing_is_hugetlb() || access(SPLIT, W_OK);
+	snprintf(splitter->text, sizeof(splitter->text), "/proc/self/fd/%d,0x0,0x%lx", fd,
+		 nr_pages);
+	if (backing_is_huge() && !splitter->stop) {
+		memfd_to_private(fd, 0, nr_pages * UNIT);
+		TEST_ASSERT(read_key("/proc/meminfo", huge) > before, "There is no huge page");
+		write_text(SPLIT, splitter->text);
+		TEST_ASSERT_EQ(read_key("/proc/meminfo", huge), before);
+		memfd_to_shared(fd, 0, nr_pages * UNIT);
+	}
+	pthread_create(&splitter->thread, NULL, split_thread, splitter);
+}
+
+static void splitter_stop(struct splitter *splitter)
+{
+	WRITE_ONCE(splitter->stop, true);
+	pthread_join(splitter->thread, NULL);
+}
+
 TEST_F_TIMEOUT(conversion, churn, TIMEOUT)
 {
 	static const uint64_t sizes[] = { 1, 1, 1, 2, 7, 64, 512, 1024 };
@@ -1255,6 +1299,7 @@ TEST_F_TIMEOUT(conversion, churn, TIMEOUT)
 	struct kvm_vcpu *vcpus[CHURN_VCPUS];
 	pthread_t threads[CHURN_VCPUS];
 	static bool private[CHURN_PAGES];
+	struct splitter splitter;
 	struct churn *churn;
 	struct kvm_vm *vm;
 	vm_vaddr_t gva;
@@ -1273,6 +1318,7 @@ TEST_F_TIMEOUT(conversion, churn, TIMEOUT)
 	vm_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, size, hva, fd, 0);
 	virt_map_private(vm, PRIVATE_GPA, size);
 
+	splitter_start(&splitter, fd, nr_pages);
 	for (i = 0; i < CHURN_VCPUS; i++) {
 		vcpu_args_set(vcpus[i], 2, gva, i);
 		pthread_create(&threads[i], NULL, race_thread, vcpus[i]);
@@ -1317,6 +1363,7 @@ TEST_F_TIMEOUT(conversion, churn, TIMEOUT)
 	}
 	pr_info("# %lu conversions\n", conversions);
 
+	splitter_stop(&splitter);
 	WRITE_ONCE(churn->stop, 1);
 	for (i = 0; i < CHURN_VCPUS; i++)
 		pthread_join(threads[i], NULL);
