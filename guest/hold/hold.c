@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Hold a task at a tracepoint, for tests of races: it is kept there until it is let go, and the other side does meanwhile
- * what it wants. In /sys/module/hold/parameters:
+ * Hold a task at a tracepoint, for tests of races: it is kept there until it is
+ * let go, and the other side does meanwhile what it wants. The parameters, in
+ * /sys/module/hold/parameters:
  *
- * at     the name of a tracepoint: the next task of the writer's process that comes there is held. An empty name lets it
- *        go, and waits until it has gone.
- * state  "armed"; "held", by now; "free", let go, or nobody has come; "late", nobody has let it go within LIMIT_NS
+ * at     the name of a tracepoint: the next task of the writer's process that
+ *        comes there is held. An empty name lets it go, and waits until it has
+ *        gone.
+ * state  "armed"; "held", by now; "free", let go, or never armed; "late", nobody
+ *        has let it go within LIMIT_NS
  * hits   how often the process has been at the tracepoint since it was armed
  *
- * The task spins without preemption, interrupts on, so its CPU does nothing else: who waits for all CPUs waits for it. The
- * module stays: there is no moment at which nobody can be in the probe.
+ * The task spins without preemption but with interrupts, so its CPU does nothing
+ * else: who waits for all CPUs waits for it. The module stays, as there is no
+ * moment at which nobody can be in the probe.
  */
 #include <linux/module.h>
 #include <linux/processor.h>
@@ -31,7 +35,7 @@ static atomic_t inside = ATOMIC_INIT(0);
 static atomic_t hits = ATOMIC_INIT(0);
 static pid_t whose;
 
-/* Called with the arguments of the tracepoint, which don't matter, behind the first one. */
+/* The arguments of the tracepoint follow, and don't matter. */
 static void probe(void *data)
 {
 	u64 until;
@@ -64,10 +68,13 @@ static void match(struct tracepoint *tp, void *priv)
 		wanted->found = tp;
 }
 
+/* Who was late stays late. */
 static void let_go(void)
 {
-	if (atomic_read(&state) != HOLD_LATE)
-		atomic_set(&state, HOLD_FREE);
+	int old = atomic_read(&state);
+
+	while (old != HOLD_LATE && !atomic_try_cmpxchg(&state, &old, HOLD_FREE))
+		;
 	while (atomic_read(&inside))
 		cpu_relax();
 }
