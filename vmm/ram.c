@@ -359,7 +359,10 @@ int ram_close(struct ram *ram)
 	if (!ret)
 		return 0;
 
-	/* A memory cgroup that is full would have this process killed at its next page fault. */
+	/*
+	 * A memory cgroup that is full would have this process killed at its next
+	 * page fault; that of a guest which asks for more later has to live with it.
+	 */
 	ram_punch(ram, 0, ram->config.size);
 	errno = -ret;
 	return failed("allocating %llu MiB of private RAM", ram->config.size >> 20);

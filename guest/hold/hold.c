@@ -22,7 +22,7 @@
 #include <linux/tracepoint.h>
 
 /* Less than what makes the kernel complain of a CPU that is stuck. */
-#define LIMIT_NS	(8 * NSEC_PER_SEC)
+#define LIMIT_NS	(15 * NSEC_PER_SEC)
 
 enum hold_state { HOLD_FREE, HOLD_ARMED, HOLD_HELD, HOLD_LATE };
 
@@ -40,10 +40,11 @@ static void probe(void *data)
 {
 	u64 until;
 
-	if (current->tgid != READ_ONCE(whose))
-		return;
-	atomic_inc(&hits);
+	/* Before any look at whose turn it is, so that arm() can't change it under this. */
 	atomic_inc(&inside);
+	if (current->tgid != READ_ONCE(whose))
+		goto out;
+	atomic_inc(&hits);
 	if (atomic_cmpxchg(&state, HOLD_ARMED, HOLD_HELD) == HOLD_ARMED) {
 		until = ktime_get_mono_fast_ns() + LIMIT_NS;
 		while (atomic_read(&state) == HOLD_HELD) {
@@ -52,6 +53,7 @@ static void probe(void *data)
 			cpu_relax();
 		}
 	}
+out:
 	atomic_dec(&inside);
 }
 

@@ -27,7 +27,7 @@
 #define ALIAS		0x5a5a5a5a5a5a5a5aull
 #define VALUE		0x9e9e9e9e9e9e9e9eull
 
-/* Long enough for who can go on, and nothing depends on it. */
+/* In microseconds: long enough for who can go on, and no failure if it was not. */
 #define SOME_TIME	100000
 
 /* What the guest is to do: load, or store, and load. */
@@ -118,9 +118,32 @@ static void hold_wait(void)
 {
 	int tries;
 
-	for (tries = 0; tries < 3000 && !hold_is("held"); tries++)
+	for (tries = 0; tries < 30000 && !hold_is("held"); tries++)
 		usleep(1000);
 	TEST_ASSERT(hold_is("held"), "Nobody comes there");
+}
+
+/* The other side. */
+static bool begun;
+
+static void start(pthread_t *thread, void *(*fn)(void *), void *arg)
+{
+	WRITE_ONCE(begun, false);
+	pthread_create(thread, NULL, fn, arg);
+}
+
+/* It is about to do what it is for. */
+static void begin(void)
+{
+	WRITE_ONCE(begun, true);
+}
+
+/* It has done so, or waits, unless this machine is very slow. */
+static void give_time(void)
+{
+	while (!READ_ONCE(begun))
+		usleep(1000);
+	usleep(SOME_TIME);
 }
 
 /* In time, or what came in between has not come in between. */
@@ -135,6 +158,7 @@ static void *vcpu_thread(void *arg)
 {
 	held_data *self = arg;
 
+	begin();
 	self->r = _vcpu_run(self->vcpu);
 	self->error = errno;
 	return NULL;
@@ -147,7 +171,7 @@ static void hold_fault(held_data *self, uint64_t page, bool store)
 	order.store = store;
 	sync_global_to_guest(self->vm, order);
 	write_text(HOLD "at", FAULT);
-	pthread_create(&self->thread, NULL, vcpu_thread, self);
+	start(&self->thread, vcpu_thread, self);
 	hold_wait();
 	TEST_ASSERT_EQ(read_number(HOLD "hits"), 1);
 }
@@ -254,10 +278,12 @@ TEST_F_TIMEOUT(held, neighbour_punched, TIMEOUT)
 /* All there is, back and forth, so that each of them is over when the fault goes on. */
 TEST_F_TIMEOUT(held, converted_often, TIMEOUT)
 {
+	uint64_t end;
 	int i;
 
 	hold_fault(self, 1, true);
-	for (i = 0; i < nr_units(50, 10, 1); i++) {
+	end = now_ms() + 2000;
+	for (i = 0; i < 3 || (i < 50 && now_ms() < end); i++) {
 		memfd_to_shared(self->fd, 0, SIZE);
 		memfd_to_private(self->fd, 0, SIZE);
 	}
@@ -272,6 +298,7 @@ static void *prefault_thread(void *arg)
 	held_data *self = arg;
 	struct kvm_pre_fault_memory range = { .gpa = PRIVATE_GPA + UNIT, .size = UNIT };
 
+	begin();
 	self->r = __vcpu_ioctl(self->vcpu, KVM_PRE_FAULT_MEMORY, &range);
 	self->error = errno;
 	return NULL;
@@ -281,7 +308,7 @@ static void *prefault_thread(void *arg)
 TEST_F_TIMEOUT(held, prefault_of_punched, TIMEOUT)
 {
 	write_text(HOLD "at", FAULT);
-	pthread_create(&self->thread, NULL, prefault_thread, self);
+	start(&self->thread, prefault_thread, self);
 	hold_wait();
 	punch(self, 1);
 	let_go();
@@ -295,6 +322,7 @@ static void *delete_thread(void *arg)
 {
 	held_data *self = arg;
 
+	begin();
 	vm_delete_private(self->vm, PRIVATE_SLOT);
 	return NULL;
 }
@@ -305,12 +333,21 @@ TEST_F_TIMEOUT(held, slot_deleted, TIMEOUT)
 	pthread_t thread;
 
 	hold_fault(self, 1, false);
-	pthread_create(&thread, NULL, delete_thread, self);
-	usleep(SOME_TIME);
-	expect(self, 0);
+	start(&thread, delete_thread, self);
+	give_time();
+	let_go();
+	pthread_join(self->thread, NULL);
+	TEST_ASSERT_EQ(self->r, 0);
 	pthread_join(thread, NULL);
 	TEST_ASSERT_EQ(nr_private_mapped(self->vm), 0);
-	vcpu_run(self->vcpu);
+	/* The guest may have got to its load before the mapping was taken down again. */
+	if (self->vcpu->run->exit_reason != KVM_EXIT_MMIO) {
+		struct ucall uc;
+
+		TEST_ASSERT_EQ(get_ucall(self->vcpu, &uc), UCALL_SYNC);
+		TEST_ASSERT_EQ(uc.args[1], 0);
+		vcpu_run(self->vcpu);
+	}
 	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_MMIO);
 }
 
@@ -325,6 +362,7 @@ static void *offline_thread(void *arg)
 	char text[32];
 
 	snprintf(text, sizeof(text), "%#llx", offline->pfn * PAGE_SIZE);
+	begin();
 	offline->r = __write_text(OFFLINE, text);
 	return NULL;
 }
@@ -383,8 +421,8 @@ TEST_F_TIMEOUT(held, page_failed, TIMEOUT)
 	TEST_ASSERT_EQ(nr_private_mapped(self->vm), 0);
 
 	hold_fault(self, 1, true);
-	pthread_create(&thread, NULL, offline_thread, &offline);
-	usleep(SOME_TIME);
+	start(&thread, offline_thread, &offline);
+	give_time();
 	let_go();
 	pthread_join(thread, NULL);
 	pthread_join(self->thread, NULL);
@@ -405,24 +443,21 @@ TEST_F_TIMEOUT(held, page_failed, TIMEOUT)
 }
 
 /* Who dies in the middle of a fault leaves nothing. */
-TEST(killed)
+TEST_F_TIMEOUT(held, killed, TIMEOUT)
 {
 	struct counters before;
-	held_data self = {};
-	int status, tries;
+	held_data victim = {};
+	int status;
 	pid_t pid;
 
-	if (!hold_there())
-		SKIP(return, "There is no module to hold a task with");
 	read_counters(&before);
 	pid = fork();
 	if (!pid) {
-		held_create(&self);
-		hold_fault(&self, 1, true);
+		held_create(&victim);
+		hold_fault(&victim, 1, true);
 		pause();
 	}
-	for (tries = 0; tries < 3000 && !hold_is("held"); tries++)
-		usleep(1000);
+	hold_wait();
 	kill(pid, SIGKILL);
 	usleep(SOME_TIME);
 	let_go();
@@ -442,6 +477,7 @@ static void *convert_thread(void *arg)
 {
 	struct convert *convert = arg;
 
+	begin();
 	memfd_to_shared(convert->fd, UNIT, UNIT);
 	WRITE_ONCE(convert->done, true);
 	return NULL;
@@ -451,6 +487,7 @@ static void *add_thread(void *arg)
 {
 	held_data *self = arg;
 
+	begin();
 	vm_add_private(self->vm, PRIVATE_SLOT, PRIVATE_GPA, SIZE, self->hva, self->fd, 0);
 	return NULL;
 }
@@ -462,10 +499,10 @@ static void convert_while(held_data *self, const char *at, void *(*fn)(void *))
 	pthread_t thread;
 
 	write_text(HOLD "at", at);
-	pthread_create(&self->thread, NULL, fn, self);
+	start(&self->thread, fn, self);
 	hold_wait();
-	pthread_create(&thread, NULL, convert_thread, &convert);
-	usleep(SOME_TIME);
+	start(&thread, convert_thread, &convert);
+	give_time();
 	TEST_ASSERT(!READ_ONCE(convert.done), "A conversion in the middle of it");
 	TEST_ASSERT(memfd_is_private(self->fd, UNIT), "Half a conversion in the middle of it");
 	let_go();
@@ -499,7 +536,7 @@ static void hold_failure(held_data *self, uint64_t page, pthread_t *thread,
 {
 	offline->pfn = pfn_of(self, page);
 	write_text(HOLD "at", "memfile_zap");
-	pthread_create(thread, NULL, offline_thread, offline);
+	start(thread, offline_thread, offline);
 	hold_wait();
 }
 
@@ -523,8 +560,8 @@ TEST_F_TIMEOUT(held, failure_and_fault, TIMEOUT)
 	order.gpa = PRIVATE_GPA + UNIT;
 	order.store = true;
 	sync_global_to_guest(self->vm, order);
-	pthread_create(&self->thread, NULL, vcpu_thread, self);
-	usleep(SOME_TIME);
+	start(&self->thread, vcpu_thread, self);
+	give_time();
 	failure_goes_on(thread, &offline);
 	pthread_join(self->thread, NULL);
 	assert_failed(self, 1);
@@ -544,8 +581,8 @@ TEST_F_TIMEOUT(held, failure_and_punch, TIMEOUT)
 	if (!pages_can_fail())
 		SKIP(return, "There is no " OFFLINE ", or the page is too large");
 	hold_failure(self, 1, &threads[0], &offline);
-	pthread_create(&threads[1], NULL, convert_thread, &convert);
-	usleep(SOME_TIME);
+	start(&threads[1], convert_thread, &convert);
+	give_time();
 	failure_goes_on(threads[0], &offline);
 	pthread_join(threads[1], NULL);
 	expect_now(self, 1, ALIAS);
@@ -586,7 +623,7 @@ TEST_F_TIMEOUT(held, conversion, TIMEOUT)
 	pthread_t thread;
 
 	write_text(HOLD "at", "memfile_invalidate_start");
-	pthread_create(&thread, NULL, convert_thread, &convert);
+	start(&thread, convert_thread, &convert);
 	hold_wait();
 	expect_now(self, 1, 0);
 	expect_now(self, 0, 0);
@@ -603,11 +640,11 @@ TEST_F_TIMEOUT(held, end_of_conversion, TIMEOUT)
 	pthread_t threads[2];
 
 	write_text(HOLD "at", "memfile_invalidate_end");
-	pthread_create(&threads[0], NULL, convert_thread, &first);
+	start(&threads[0], convert_thread, &first);
 	hold_wait();
 	expect_now(self, 1, ALIAS);
-	pthread_create(&threads[1], NULL, convert_thread, &second);
-	usleep(SOME_TIME);
+	start(&threads[1], convert_thread, &second);
+	give_time();
 	TEST_ASSERT(!READ_ONCE(second.done), "Two conversions at once");
 	let_go();
 	pthread_join(threads[0], NULL);

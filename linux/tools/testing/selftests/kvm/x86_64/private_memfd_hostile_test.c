@@ -588,9 +588,14 @@ TEST_F_TIMEOUT(hostile, many_files, TIMEOUT)
 	assert_counters(&self->before, "Many files");
 }
 
-/* Memory of the kernel that is charged to the group, in bytes. */
+/*
+ * Memory of the kernel that is charged to the group, in bytes.  To read how much
+ * CPU time it has used brings all of its statistics up to date; memory.stat by
+ * itself lags.
+ */
 static long cgroup_kernel(void)
 {
+	read_key(CGROUP "/cpu.stat", "usage_usec");
 	return read_key(MEMORY_STAT, "kernel");
 }
 
@@ -677,7 +682,7 @@ struct shortage {
 	int fd;			/* of the file that is converted */
 	int socket[2];
 	unsigned int refused;	/* how often */
-	unsigned int converted;
+	unsigned int converted;	/* there and back, as far as there was memory */
 };
 
 /* With all the memory there that this process needs besides. */

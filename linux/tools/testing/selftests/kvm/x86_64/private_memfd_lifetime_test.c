@@ -453,15 +453,29 @@ struct end {
 	pthread_barrier_t *barrier;
 	struct machine *m;
 	void (*fn)(struct machine *m);
+	unsigned int pause;
 	pthread_t thread;
 };
 
-/* A VM whose descriptor is closed by then has no slot to be deleted. */
+/* Where a life is, and how often it got so far; for who looks at it from outside. */
+enum phase { SETTING_UP, RUNNING, ENDING, NR_PHASES };
+
+struct lives {
+	enum phase phase;
+	unsigned long slots;	/* deleted before the VM's descriptor was closed */
+	unsigned long rounds;	/* of the guests */
+};
+
+static struct lives *lives;
+
+/* One call, no other descriptor is needed for it: the numbers may be others' by now. */
 static void end_slot(struct machine *m)
 {
-	int r = __vm_set_user_memory_region2(m->vm, PRIVATE_SLOT, 0, 0, 0, NULL, 0, 0);
+	struct kvm_userspace_memory_region2 region = { .slot = PRIVATE_SLOT };
+	int r = ioctl(m->vm->fd, KVM_SET_USER_MEMORY_REGION2, &region);
 
 	TEST_ASSERT(!r || errno == EBADF, "Deleting a slot failed: %s", strerror(errno));
+	lives->slots += !r;
 }
 
 static void end_vm(struct machine *m)
@@ -469,6 +483,7 @@ static void end_vm(struct machine *m)
 	close(m->vm->fd);
 }
 
+/* What of the vCPU is mapped keeps it, and the VM, until its thread is done. */
 static void end_vcpu(struct machine *m)
 {
 	close(m->vcpu->fd);
@@ -484,6 +499,7 @@ static void *end_thread(void *arg)
 	struct end *end = arg;
 
 	pthread_barrier_wait(end->barrier);
+	usleep(end->pause);
 	end->fn(end->m);
 	return NULL;
 }
@@ -500,6 +516,7 @@ static void end_all(struct machine *m)
 	for (i = 0; i < ARRAY_SIZE(ends); i++) {
 		ends[i].barrier = &barrier;
 		ends[i].m = m;
+		ends[i].pause = random() % 200;
 		pthread_create(&ends[i].thread, NULL, end_thread, &ends[i]);
 	}
 	for (i = 0; i < ARRAY_SIZE(ends); i++)
@@ -512,6 +529,7 @@ static void live_and_end(struct machine *m, int fd)
 {
 	int r, tries = 0;
 
+	WRITE_ONCE(lives->phase, SETTING_UP);
 	m->fd = dup(fd);
 	machine_create(m);
 	while ((r = machine_bind(m))) {
@@ -520,25 +538,47 @@ static void live_and_end(struct machine *m, int fd)
 		memfd_to_shared(fd, 0, SIZE);
 	}
 	machine_start(m);
+	WRITE_ONCE(lives->phase, RUNNING);
 	usleep(random() % 5000);
+	WRITE_ONCE(lives->phase, ENDING);
 	end_all(m);
 	machine_stop(m);
+	lives->rounds += *(uint32_t *)(m->code + CODE_PROGRESS);
 	machine_unmap_vcpu(m);
 	close(m->vm->kvm_fd);
 	munmap(m->code, PAGE_SIZE);
 }
 
+static void lives_create(void)
+{
+	lives = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	TEST_ASSERT(lives != MAP_FAILED, "mmap() failed: %s", strerror(errno));
+}
+
+/* It is counted as Shmem, too. */
+static void lives_free(void)
+{
+	munmap(lives, PAGE_SIZE);
+}
+
 TEST_F_TIMEOUT(lifetime, ends_at_once, TIMEOUT)
 {
 	struct machine *m = &self->m;
-	int fd = m->fd, i;
+	int fd = m->fd, i, nr = scaled(nr_units(100, 60, 5));
 	pid_t pid;
 
+	lives_create();
 	pid = converter_start(fd);
-	for (i = 0; i < scaled(nr_units(100, 60, 5)); i++)
+	for (i = 0; i < nr; i++)
 		live_and_end(m, fd);
 	converter_stop(pid);
 	close(fd);
+	pr_info("# %d VMs, %lu slots deleted in time, %lu rounds of the guests\n", nr,
+		lives->slots, lives->rounds);
+	/* A few say nothing of that. */
+	TEST_ASSERT(backing_is_1g() || (lives->slots && lives->slots < nr && lives->rounds),
+		    "Always the same order, or no guest has run");
+	lives_free();
 	assert_counters(&self->before, "VMs that ended in no order");
 }
 
@@ -546,26 +586,39 @@ TEST_F_TIMEOUT(lifetime, ends_at_once, TIMEOUT)
 TEST_F_TIMEOUT(lifetime, killed_anywhere, TIMEOUT)
 {
 	struct machine *m = &self->m;
+	unsigned long killed[NR_PHASES] = {};
 	int fd = m->fd, status, i;
 	pid_t pid, child;
+	uint64_t life;
 
+	lives_create();
 	pid = converter_start(fd);
+	life = now_ms();
+	live_and_end(m, fd);
+	life = now_ms() - life + 1;
 	for (i = 0; i < scaled(nr_units(100, 60, 5)); i++) {
 		child = fork();
 		TEST_ASSERT(child >= 0, "fork() failed: %s", strerror(errno));
 		if (!child) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
 			srandom(i);
 			for (;;)
 				live_and_end(m, fd);
 		}
-		usleep(random() % 60000);
+		usleep(random() % (2 * life * 1000));
 		kill(child, SIGKILL);
 		TEST_ASSERT_EQ(waitpid(child, &status, 0), child);
 		TEST_ASSERT(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL,
 			    "A VMM has ended with status %#x", status);
+		killed[lives->phase]++;
 	}
 	converter_stop(pid);
 	close(fd);
+	pr_info("# killed %lu times setting up, %lu running, %lu ending\n", killed[SETTING_UP],
+		killed[RUNNING], killed[ENDING]);
+	TEST_ASSERT(backing_is_1g() || (killed[SETTING_UP] && killed[RUNNING] + killed[ENDING]),
+		    "Always in the same place");
+	lives_free();
 	assert_counters(&self->before, "VMMs that were killed");
 }
 
