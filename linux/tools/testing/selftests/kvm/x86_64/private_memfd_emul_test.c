@@ -1273,7 +1273,7 @@ TEST_F_TIMEOUT(emul, converted_all_the_time, TIMEOUT)
 	vcpu_sregs_get(self->vcpu, &sregs);
 	pthread_create(&thread, NULL, convert_all_the_time, &converter);
 
-	/* One of 1 GiB takes a while, and which page it is is random. */
+	/* One of 1 GiB takes a while, and its page is random. */
 	end = time(NULL) + 4;
 	while (time(NULL) < end ||
 	       ((READ_ONCE(converter.conversions) <= 10 || !all_met(seen)) &&
