@@ -164,12 +164,17 @@ static void *vcpu_thread(void *arg)
 	return NULL;
 }
 
-/* The guest's fault on @page is held when this returns. */
-static void hold_fault(held_data *self, uint64_t page, bool store)
+static void give_order(held_data *self, uint64_t page, bool store)
 {
 	order.gpa = PRIVATE_GPA + page * UNIT;
 	order.store = store;
 	sync_global_to_guest(self->vm, order);
+}
+
+/* The guest's fault on @page is held when this returns. */
+static void hold_fault(held_data *self, uint64_t page, bool store)
+{
+	give_order(self, page, store);
 	write_text(HOLD "at", FAULT);
 	start(&self->thread, vcpu_thread, self);
 	hold_wait();
@@ -193,9 +198,7 @@ static void expect_now(held_data *self, uint64_t page, uint64_t value)
 {
 	struct ucall uc;
 
-	order.gpa = PRIVATE_GPA + page * UNIT;
-	order.store = 0;
-	sync_global_to_guest(self->vm, order);
+	give_order(self, page, false);
 	vcpu_run(self->vcpu);
 	TEST_ASSERT_EQ(get_ucall(self->vcpu, &uc), UCALL_SYNC);
 	TEST_ASSERT(uc.args[1] == value, "Page %lu has %#lx for %#lx", page, uc.args[1], value);
@@ -261,7 +264,6 @@ TEST_F_TIMEOUT(held, store_to_replaced, TIMEOUT)
 TEST_F_TIMEOUT(held, neighbour_punched, TIMEOUT)
 {
 	const uint64_t neighbour = NR_PAGES - 1;
-
 	bool punched;
 
 	hold_fault(self, 1, true);
@@ -359,11 +361,9 @@ struct offline {
 static void *offline_thread(void *arg)
 {
 	struct offline *offline = arg;
-	char text[32];
 
-	snprintf(text, sizeof(text), "%#llx", offline->pfn * PAGE_SIZE);
 	begin();
-	offline->r = __write_text(OFFLINE, text);
+	offline->r = page_offline(OFFLINE, offline->pfn);
 	return NULL;
 }
 
@@ -557,9 +557,7 @@ TEST_F_TIMEOUT(held, failure_and_fault, TIMEOUT)
 	if (!pages_can_fail())
 		SKIP(return, "There is no " OFFLINE ", or the page is too large");
 	hold_failure(self, 1, &thread, &offline);
-	order.gpa = PRIVATE_GPA + UNIT;
-	order.store = true;
-	sync_global_to_guest(self->vm, order);
+	give_order(self, 1, true);
 	start(&self->thread, vcpu_thread, self);
 	give_time();
 	failure_goes_on(thread, &offline);
@@ -605,8 +603,7 @@ TEST_F_TIMEOUT(held, failure_and_slots, TIMEOUT)
 		slot_again(self);
 	expect_now(self, 0, 0);
 	failure_goes_on(thread, &offline);
-	order.gpa = PRIVATE_GPA + UNIT;
-	sync_global_to_guest(self->vm, order);
+	give_order(self, 1, false);
 	vcpu_thread(self);
 	assert_failed(self, 1);
 	replace(self, 1);

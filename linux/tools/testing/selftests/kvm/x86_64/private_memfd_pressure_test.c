@@ -869,15 +869,6 @@ TEST_F_TIMEOUT(guest, unplug, TIMEOUT)
 	assert_same_frames(vmm, pfns);
 }
 
-/* By one of two files: whether the page may fail soon, or has failed. Returns 0, or the error. */
-static int page_offline(const char *path, uint64_t pfn)
-{
-	char text[32];
-
-	snprintf(text, sizeof(text), "%#llx", pfn * PAGE_SIZE);
-	return __write_text(path, text);
-}
-
 /* Frames that might fail soon: a page that can't be moved stays, and is fine. */
 TEST_F_TIMEOUT(guest, soft_offline, TIMEOUT)
 {

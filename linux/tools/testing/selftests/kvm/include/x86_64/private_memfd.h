@@ -757,6 +757,15 @@ static inline void pfns_read(uint64_t gpa, uint64_t nr, uint64_t step, uint64_t 
 	fclose(f);
 }
 
+/* By one of two files: whether the page may fail soon, or has failed. Returns 0, or the error. */
+static inline int page_offline(const char *path, uint64_t pfn)
+{
+	char text[32];
+
+	snprintf(text, sizeof(text), "%#llx", pfn * PAGE_SIZE);
+	return __write_text(path, text);
+}
+
 /*
  * A guest that walks over its pages as it is told to, with the instructions in
  * its own memory.
