@@ -17,6 +17,7 @@
 #define TIMEOUT		120
 
 #define HOLD		"/sys/module/hold/parameters/"
+#define CLOCK		"/sys/devices/system/clocksource/clocksource0/current_clocksource"
 #define FAULT		"kvm_memfile_get_pfn"
 #define OFFLINE		"/sys/devices/system/memory/hard_offline_page"
 
@@ -70,6 +71,33 @@ static bool hold_there(void)
 	return !access(HOLD "at", W_OK);
 }
 
+/* What a file of sysfs says. */
+static bool word_is(const char *path, const char *word)
+{
+	char now[32] = "";
+	FILE *f = fopen(path, "r");
+	bool read;
+
+	TEST_ASSERT(f, "Can't read %s: %s", path, strerror(errno));
+	read = fscanf(f, "%31s", now) == 1;
+	fclose(f);
+	return read && !strcmp(now, word);
+}
+
+/*
+ * A second or two after it is up the kernel has measured the TSC and switches to
+ * it, with all CPUs stopped. Whoever is held then is held for good, and so is who
+ * would let go.
+ */
+static void wait_for_clock(void)
+{
+	int tries;
+
+	for (tries = 0; tries < 1000 && word_is(CLOCK, "tsc-early"); tries++)
+		usleep(10000);
+	TEST_ASSERT(!word_is(CLOCK, "tsc-early"), "The kernel is still measuring the TSC");
+}
+
 static void held_create(held_data *self)
 {
 	uint64_t i;
@@ -89,6 +117,7 @@ FIXTURE_SETUP(held)
 	memset(self, 0, sizeof(*self));
 	if (!hold_there())
 		SKIP(return, "There is no module to hold a task with");
+	wait_for_clock();
 	held_create(self);
 }
 
@@ -104,14 +133,7 @@ FIXTURE_TEARDOWN(held)
 
 static bool hold_is(const char *state)
 {
-	char now[16] = "";
-	FILE *f = fopen(HOLD "state", "r");
-	bool read;
-
-	TEST_ASSERT(f, "Can't read " HOLD "state: %s", strerror(errno));
-	read = fscanf(f, "%15s", now) == 1;
-	fclose(f);
-	return read && !strcmp(now, state);
+	return word_is(HOLD "state", state);
 }
 
 static void hold_wait(void)
