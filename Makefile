@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 # The only interface: each verb is a tool in tools/. `make` prints help.
 
-verbs := kernel test soak demo linux boot refresh series check bisect breaks compare bench tree man forward deb variants
+verbs := kernel test soak demo linux boot tree refresh series check bisect breaks compare bench man forward deb variants
 
-# On the command line or in the environment; the tools read them there.
-export LINUX OUT BUILD KERNEL T G B LIST J ACCEL SCALE SHOW FORCE FULL BENCH TIME QEMU_ARGS MAN_PAGES TO FLAVOUR
-ifneq ($(origin CC),default)
-export CC
-endif
+# Variables come to the tools by the environment, wherever they were set; tools/lib.sh has the list.
 
 help:
 	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
@@ -26,7 +22,11 @@ clean:
 #: make linux     the same kernel on each kind of memory: docs/linux-guest.md
 #: make bench     the measurements: docs/bench.md, and a verdict for each claim; BENCH=quick the headlines only
 #: make soak      the tests of group soak for TIME each (90, 10m, 2h)
+#: make check     everything that needs no guest: the forms of the series, checkpatch, sparse, kernel-doc, documentation, scripts
+#: make bisect    each commit builds without a warning, and each section boots
+#: make compare   the original selftests on the base and on the patched kernel: docs/selftests-base-vs-patched.md
 #: make boot      a shell in the guest
+#: make tree      build/linux, the source with the series as commits, and nothing more
 #: make refresh   commits of build/linux back into patches/ and linux/
 #: make series    the series as numbered mails in build/out/series/
 #: make man       the man pages, as they read with what the series adds
@@ -36,6 +36,7 @@ clean:
 #: make breaks    break each rule of the design on purpose, and see its test go red; B=NAME or pattern: tests/breaks
 #: make clean     remove build/
 #:
-#: Variables: T=name[,name] or G=group[,group] choose tests (tests/list), KERNEL=normal|modular|debug|kcsan|deb|base the kernel (configs/),
-#: J=N jobs, ACCEL=tcg|auto|hw the machine, FORCE=1 discards commits of build/linux that were not written back.
+#: Variables: T=name[,name] or G=group[,group] choose tests (tests/list), LIST=file adds some, SCALE=N gives them more time,
+#: KERNEL=normal|modular|debug|kcsan|measured|small|deb|base is the kernel (configs/), CC= the compiler, J=N jobs,
+#: ACCEL=tcg|auto|hw the machine, QEMU_ARGS= more for it, FORCE=1 discards commits of build/linux that were not written back.
 #: LINUX=, OUT=, BUILD= use a kernel tree of your own as it is, its object folder, and another work folder.

@@ -75,8 +75,27 @@ logged() {
 
 # clean_make ARGS...: make that sees nothing of our variables; the kernel's Makefiles have their own of these names.
 unset MAKEFLAGS MFLAGS MAKELEVEL
+variables=(LINUX OUT BUILD KERNEL T G B LIST J ACCEL SCALE SHOW FORCE FULL BENCH TIME QEMU_ARGS MAN_PAGES TO FLAVOUR DRY STAGES)
 clean_make() {
-	env -u LINUX -u OUT -u BUILD -u KERNEL -u T -u TO -u G -u J -u LIST -u ACCEL -u SCALE -u SHOW -u FORCE -u FULL -u BENCH -u TIME -u FLAVOUR make "$@"
+	env "${variables[@]/#/-u}" make "$@"
+}
+
+# verdict ok|FAIL WHAT: for tools that count by themselves, in passed and failed.
+verdict() {
+	printf '%-4s  %s\n' "$1" "$2"
+	if [ "$1" = ok ]; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+}
+
+# work_tree FOLDER COMMIT: a work tree of the series' repository, if there is none yet.
+work_tree() {
+	[ ! -e "$1/.git" ] || return 0
+	git -C "$TREE" worktree prune
+	git -C "$TREE" worktree add -q --detach "$1" "$2"
+}
+
+# qemu_version: as the documents name it.
+qemu_version() {
+	qemu-system-x86_64 --version | sed -n '1s/ (.*//p'
 }
 
 # kmake ARGS...: make of the kernel tree into its output folder.

@@ -64,7 +64,7 @@ rm -f "$tmp/big"
 # --- options
 refuse 'no kind of RAM' 2 usage
 refuse 'an unknown kind of RAM' 2 'not known: open' open -k bzImage
-refuse 'an unknown option' 2 usage private -x
+refuse 'an unknown option' 2 usage private -k bzImage -z
 refuse 'a word too many' 2 'not an option: now' private -k bzImage now
 refuse 'no vCPU' 2 'out of range: 0' private -k bzImage -n 0
 refuse 'too many vCPUs' 2 'out of range: 65' private -k bzImage -n 65

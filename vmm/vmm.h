@@ -10,6 +10,9 @@
  *   ram.c	guest RAM: the inaccessible file, the shared half, conversions
  *   vm.c	the KVM calls, one thread a vCPU, one handler for each exit
  *   report.c	what can be said about a guest nobody can read
+ *   stats.c	KVM's binary statistics
+ *   inspect.c	a program of its own: the private maps of a VMM that runs
+ *   sha256.c	SHA-256, which the guest works out, too
  *   devices.c	serial port, power, reset, and the ports of guest/abi.h
  *   attack.c	every way to the private content that this process has
  *   search.c	looking for the guest's secret

@@ -34,10 +34,14 @@
 
 struct memfile_binding;
 
-/* What happens to the pages of a range between start and end. */
+/**
+ * enum memfile_event - what happens to a range between start and end
+ * @MEMFILE_ALLOCATED: holes become allocated, i.e. private
+ * @MEMFILE_FREED: allocated pages become holes, i.e. shared
+ */
 enum memfile_event {
-	MEMFILE_ALLOCATED,	/* holes of the range become allocated (private) */
-	MEMFILE_FREED,		/* allocated pages become holes (shared) */
+	MEMFILE_ALLOCATED,
+	MEMFILE_FREED,
 };
 
 /**
@@ -103,7 +107,10 @@ struct memfile_pfn_ops {
 		       unsigned int *order);
 };
 
-/* Backing stores, as bits of the mask of memfile_backing_stores(). */
+/*
+ * Backing stores, as bits of the mask of memfile_backing_stores(), which is what
+ * KVM_CAP_PRIVATE_MEM answers: these values are ABI.
+ */
 #define MEMFILE_STORE_SHMEM	BIT(0)
 #define MEMFILE_STORE_HUGETLBFS	BIT(1)
 

@@ -4,8 +4,8 @@
  * page, but has not mapped it yet, a slot that is being bound, or given up.
  * Meanwhile the other side does all that it wants to do, and is done or waits.
  *
- * That takes a module, "hold", which stops a task at a tracepoint: see guest/hold
- * of the series' own tree.
+ * That takes a module, which stops a task at a tracepoint and has to be built and
+ * loaded first: see test_modules/hold.c.
  */
 #include <pthread.h>
 #include <stdio.h>
