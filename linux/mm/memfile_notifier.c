@@ -14,9 +14,11 @@
 #include <linux/export.h>
 #include <linux/file.h>
 #include <linux/init.h>
+#include <linux/memfd.h>
 #include <linux/memfile_notifier.h>
 #include <linux/rculist.h>
 #include <linux/rwsem.h>
+#include <linux/shmem_fs.h>
 #include <linux/slab.h>
 
 #define CREATE_TRACE_POINTS
@@ -134,6 +136,14 @@ static void memfile_unclaim(struct memfile_node *node,
 	node->owner = 0;
 	mapping_clear_unevictable(mapping);
 	clear_bit(AS_INACCESSIBLE, &mapping->flags);
+	/* For folios that have come to the unevictable list meanwhile. */
+	shmem_unlock_mapping(mapping);
+}
+
+/* mapping_empty() is about nodes of the tree, and some may be left without. */
+static bool memfile_is_empty(struct address_space *mapping)
+{
+	return memfd_next_allocated(mapping, 0, ULONG_MAX) == ULONG_MAX;
 }
 
 /* Once nobody can reach the content, and there is none, nobody owns it. */
@@ -141,7 +151,7 @@ static void memfile_disown(struct memfile_node *node,
 			   struct address_space *mapping)
 {
 	if (node->owner && !node->changing &&
-	    RB_EMPTY_ROOT(&node->bindings.rb_root) && mapping_empty(mapping))
+	    RB_EMPTY_ROOT(&node->bindings.rb_root) && memfile_is_empty(mapping))
 		memfile_unclaim(node, mapping);
 }
 
@@ -422,7 +432,7 @@ void memfile_evict(struct address_space *mapping)
 		return;
 
 	WARN_ON_ONCE(!RB_EMPTY_ROOT(&node->bindings.rb_root));
-	WARN_ON_ONCE(!mapping_empty(mapping));
+	WARN_ON_ONCE(!memfile_is_empty(mapping));
 	list_del(&node->entry);
 	kfree(node);
 }

@@ -458,6 +458,36 @@ static void memfile_test_owner_emptied_while_bound(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 0, probe_bind(test, file, 16, 8, other));
 }
 
+/* As khugepaged leaves them when it gives up, or a lack of memory half-way. */
+static void leave_empty_nodes(struct file *file)
+{
+	XA_STATE_ORDER(xas, &file->f_mapping->i_pages, 0, XA_CHUNK_SHIFT + 1);
+
+	do {
+		xas_lock_irq(&xas);
+		xas_create_range(&xas);
+		xas_unlock_irq(&xas);
+	} while (xas_nomem(&xas, GFP_KERNEL));
+}
+
+static void memfile_test_owner_empty_nodes(struct kunit *test)
+{
+	struct file *file = test_file(test, O_RDWR);
+	u64 owner = memfile_new_owner();
+	u64 other = memfile_new_owner();
+
+	/* What counts is pages, not what the tree has been made of. */
+	leave_empty_nodes(file);
+	KUNIT_ASSERT_FALSE(test, mapping_empty(file->f_mapping));
+	KUNIT_EXPECT_EQ(test, 0, probe_bind(test, file, 0, 8, owner));
+	KUNIT_EXPECT_EQ(test, 0, probe_bind(test, file, 0, 8, other));
+	change(file, 0, 2, MEMFILE_ALLOCATED);
+	KUNIT_EXPECT_EQ(test, 0, probe_bind(test, file, 0, 8, owner));
+	KUNIT_EXPECT_EQ(test, -EBUSY, probe_bind(test, file, 0, 8, other));
+	change(file, 0, 2, MEMFILE_FREED);
+	KUNIT_EXPECT_EQ(test, 0, probe_bind(test, file, 0, 8, other));
+}
+
 static void memfile_test_owner_filled_before(struct kunit *test)
 {
 	struct file *file = test_file(test, O_RDWR);
@@ -849,6 +879,7 @@ static struct kunit_case memfile_test_cases[] = {
 	KUNIT_CASE(memfile_test_owner_empty_file),
 	KUNIT_CASE(memfile_test_owner_content),
 	KUNIT_CASE(memfile_test_owner_emptied_while_bound),
+	KUNIT_CASE(memfile_test_owner_empty_nodes),
 	KUNIT_CASE(memfile_test_owner_filled_before),
 	KUNIT_CASE(memfile_test_owner_failed_bind),
 	KUNIT_CASE(memfile_test_owner_undone_bind),

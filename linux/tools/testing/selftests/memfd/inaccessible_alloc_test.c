@@ -149,6 +149,17 @@ TEST_F(thp, huge_pages_are_used)
 	EXPECT_FALSE(model_differs(self->fd, self->model, NR));
 }
 
+/* Wherever a range begins, what fits into it is used. */
+TEST_F(thp, unaligned_beginning)
+{
+	static const char folios[] = THP "hugepages-64kB/stats/shmem_alloc";
+	long before = knob_number(folios);
+
+	ASSERT_EQ(0, convert(self->fd, self->model, true, 1, 5 * 16));
+	EXPECT_EQ(variant->size_64k ? 4 : 0, knob_number(folios) - before);
+	EXPECT_FALSE(model_differs(self->fd, self->model, NR));
+}
+
 TEST_F(thp, allocate_every_range)
 {
 	unsigned int i, j;
@@ -1182,6 +1193,73 @@ TEST(swapped_out)
 	EXPECT_FALSE(model_differs(fd, model, NR));
 	close(fd);
 	memcg_destroy(&cg);
+}
+
+static void *swap_off_thread(void *arg)
+{
+	struct swap_space *sw = arg;
+
+	return (void *)(long)swapoff(sw->dev);
+}
+
+/*
+ * Large folios in swap are split by whoever reads a page of them back. None of
+ * that may be left when a hole is punched there at the same time, so the two have
+ * to meet in what the latter has looked up at once.
+ */
+TEST(read_back_meanwhile)
+{
+	static const char large[] = THP "hugepages-64kB/stats/shmem_alloc";
+	static const char in_pieces[] = THP "hugepages-64kB/stats/swpout_fallback";
+	const time_t end = time(NULL) + 10;
+	const size_t size = 4 * HUGE;
+	struct swap_space sw;
+	const char *lacking;
+	struct memcg cg;
+	long had_large = knob_number(large), had_pieces = knob_number(in_pieces);
+	int fd, i, round, left = 0;
+	pthread_t thread;
+	void *failed;
+
+	lacking = mfd_missing();
+	if (!lacking && (knob_set(SHMEM_ENABLED, "never") ||
+			 knob_set(THP "hugepages-64kB/shmem_enabled", "advise")))
+		lacking = "shmem_enabled for each size of huge pages";
+	if (lacking)
+		SKIP(return, "%s", lacking);
+	lacking = memcg_create(&cg);
+	if (!lacking)
+		lacking = swap_on(&sw, 2 * size);
+	if (lacking) {
+		memcg_destroy(&cg);
+		SKIP(return, "%s", lacking);
+	}
+	rnd_init();
+	for (round = 0; round < 4 || time(NULL) < end; round++) {
+		fd = mfd_sealed(0, size);
+		ASSERT_LE(0, fd);
+		ASSERT_EQ(0, memcg_enter(&cg));
+		ASSERT_EQ(0, do_fallocate(fd, 0, 0, size));
+		memcg_leave(&cg);
+		for (i = 0; i < 20 &&
+		     memcg_stat(&cg, "memory.swap.current", NULL) < (long)size; i++)
+			memcg_write(&cg, "memory.reclaim", "%lu", size);
+		ASSERT_EQ(0, pthread_create(&thread, NULL, swap_off_thread, &sw));
+		usleep(rnd(2000));
+		ASSERT_EQ(0, do_fallocate(fd, PUNCH, 0, size));
+		left += lseek(fd, 0, SEEK_DATA) >= 0;
+		pthread_join(thread, &failed);
+		ASSERT_EQ(NULL, failed);
+		close(fd);
+		ASSERT_EQ(0, swapon(sw.dev, 0));
+	}
+	EXPECT_EQ(0, left) TH_LOG("rounds of %d in which something was left", round);
+	/* They do get there as a whole. */
+	EXPECT_LE(round * (long)(size / (16 * PAGE)), knob_number(large) - had_large);
+	EXPECT_EQ(had_pieces, knob_number(in_pieces));
+	swap_off(&sw);
+	memcg_destroy(&cg);
+	knobs_restore();
 }
 
 TEST_HARNESS_MAIN

@@ -689,6 +689,64 @@ TEST_F(pool, limit_of_memory_cgroup)
 	memcg_destroy(&cg);
 }
 
+/*
+ * Nor is anybody killed for a node of the file's tree, a few hundred bytes, of
+ * which a page that is far from others needs a new one.
+ */
+TEST_F(pool, limit_leaves_no_node)
+{
+	const off_t distance = 8 * UNIT;
+	const char *lacking;
+	int fd, status, go[2];
+	struct memcg cg;
+	long current;
+	char byte = 0;
+	pid_t pid;
+
+	if (GIGANTIC)
+		SKIP(return, "huge pages by the dozen");
+	lacking = memcg_create(&cg);
+	if (!lacking && (knob_set(pool_path("nr_hugepages"), "24") || pool("nr") != 24))
+		lacking = "24 huge pages";
+	if (lacking)
+		SKIP(return, "%s", lacking);
+	fd = mfd_sealed(0, 24 * distance);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, pipe(go));
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		int err, i;
+
+		/* All that it touches is there when the limit comes. */
+		err = memcg_enter(&cg) ?: do_fallocate(fd, 0, 0, UNIT);
+		if (err || write(go[1], &byte, 1) != 1)
+			_exit(1);
+		raise(SIGSTOP);
+		for (i = 1; i < 24 && !err; i++)
+			err = do_fallocate(fd, 0, i * distance, UNIT);
+		_exit(err == -ENOMEM ? 0 : 2);
+	}
+	ASSERT_EQ(1, read(go[0], &byte, 1));
+	ASSERT_EQ(pid, waitpid(pid, &status, WUNTRACED));
+	ASSERT_TRUE(WIFSTOPPED(status));
+	/* Nor has any CPU something left that was charged in advance. */
+	memcg_write(&cg, "memory.high", "0");
+	memcg_write(&cg, "memory.high", "max");
+	current = memcg_stat(&cg, "memory.current", NULL);
+	ASSERT_LT(0, current);
+	ASSERT_EQ(0, memcg_write(&cg, "memory.max", "%ld", current));
+	kill(pid, SIGCONT);
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status) TH_LOG("exit code 2: no ENOMEM; else the signal that has killed it");
+	EXPECT_EQ(0, memcg_stat(&cg, "memory.events", "oom_kill"));
+	close(fd);
+	close(go[0]);
+	close(go[1]);
+	memcg_destroy(&cg);
+	EXPECT_EQ(0, pool_resize(self->nr));
+}
+
 /* ---- where the pages come from ---- */
 
 static long free_on_node(int node)

@@ -1321,6 +1321,79 @@ TEST_F_TIMEOUT(emul, converted_all_the_time, TIMEOUT)
 			       data_word(DATA + i, i * 8));
 }
 
+struct slot_changer {
+	struct kvm_vm *vm;
+	int fd;
+	void *hva;
+	int slot;
+	int changes;
+	bool stop;
+};
+
+static void *change_slot(void *arg)
+{
+	struct slot_changer *changer = arg;
+
+	while (!READ_ONCE(changer->stop)) {
+		vm_add_private(changer->vm, changer->slot, MMIO_GPA, SLOT_SIZE, changer->hva,
+			       changer->fd, 0);
+		vm_delete_private(changer->vm, changer->slot);
+		changer->changes++;
+	}
+	return NULL;
+}
+
+/*
+ * A locked access to a slot that comes and goes: to its page, or it is MMIO.  If the
+ * slot comes in the middle it is executed anew.
+ */
+TEST_F_TIMEOUT(emul, slot_comes_and_goes, TIMEOUT)
+{
+	struct slot_changer changer = { .vm = self->vm, .slot = PRIVATE_SLOT + 1 };
+	struct kvm_run *run = self->vcpu->run;
+	uint64_t seen[2] = {}, anew = 0;
+	pthread_t thread;
+	time_t end;
+
+	if (!fep_enabled())
+		SKIP(return, "Can't enable " FEP_PARAM);
+
+	changer.fd = private_memfd(SLOT_SIZE);
+	changer.hva = map_shared_half(SLOT_SIZE);
+	memfd_to_private(changer.fd, 0, SLOT_SIZE);
+	pthread_create(&thread, NULL, change_slot, &changer);
+	end = time(NULL) + 3;
+	while (time(NULL) < end || ((!seen[0] || !seen[1]) && time(NULL) < end + TIMEOUT / 2)) {
+		bool mmio = false;
+		int r;
+
+		self->regs.rdi = gva_of_pte(MMIO_PTE);
+		self->regs.rax = 0;
+		self->regs.rbx = 1;
+		set_start(self, LABEL(fep_cmpxchg));
+		while ((r = _vcpu_run(self->vcpu)) || run->exit_reason == KVM_EXIT_MMIO) {
+			if (r) {
+				assert_memory_fault(self->vcpu, r, EFAULT,
+						    KVM_MEMORY_EXIT_FLAG_PRIVATE, MMIO_GPA);
+				anew++;
+				continue;
+			}
+			mmio = true;
+			memset(run->mmio.data, 0, sizeof(run->mmio.data));
+		}
+		TEST_ASSERT(run->exit_reason == KVM_EXIT_IO && run->io.port == PORT_DONE,
+			    "Unexpected exit %s", exit_reason_str(run->exit_reason));
+		finish(self);
+		seen[mmio]++;
+	}
+	WRITE_ONCE(changer.stop, true);
+	pthread_join(thread, NULL);
+	pr_info("# %lu to the page, %lu to the device, %lu anew, %d slots\n", seen[0], seen[1],
+		anew, changer.changes);
+	TEST_ASSERT(seen[0] && seen[1], "Not both of page and device have been met");
+	close(changer.fd);
+}
+
 static void assert_translation(emul_data *self, uint64_t gva, bool valid, uint64_t gpa)
 {
 	struct kvm_translation tr = {
@@ -2020,6 +2093,41 @@ TEST_F_TIMEOUT(pv, msrs_of_holes, TIMEOUT)
 			    "%s doesn't work", pv_msrs[i].name);
 		kvm_vm_free(emul->vm);
 		close(emul->fd);
+	}
+}
+
+/* The wall clock has 12 bytes, which may be in two pages: either may be the hole. */
+TEST_F_TIMEOUT(pv, wall_clock_in_two_pages, TIMEOUT)
+{
+	const uint64_t clock = gva_of(SPARE + 1) - 4;
+	emul_data data, *emul = &data;
+	int i;
+
+	if (backing_is_hugetlb())
+		SKIP(return, "A unit has no holes");
+
+	for (i = 0; i < ARRAY_SIZE(pv_msrs); i++) {
+		uint64_t first;
+
+		if (!is_wall_clock(i))
+			continue;
+		for (first = SPARE; first <= SPARE + 1; first++) {
+			uint64_t second = first == SPARE ? SPARE + 1 : SPARE;
+
+			pv_create(emul);
+			make_holes(emul);
+			fill_hole(emul, first);
+			emul->regs.rcx = pv_msrs[i].msr;
+			emul->regs.rax = clock;
+			emul->regs.rdx = 0;
+			set_start(emul, LABEL(wrmsr));
+			run_to_hole(emul, second);
+			fill_hole(emul, second);
+			run_to_end(emul);
+			TEST_ASSERT(guest_load(emul, clock + 4), "%s: no time", pv_msrs[i].name);
+			kvm_vm_free(emul->vm);
+			close(emul->fd);
+		}
 	}
 }
 

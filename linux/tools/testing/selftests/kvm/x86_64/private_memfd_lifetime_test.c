@@ -713,6 +713,64 @@ TEST_F(lifetime, failed_binds)
 	assert_counters(&self->before, "Binds that failed");
 }
 
+struct in_vain {
+	struct machine *m;
+	bool stop;
+	long binds;
+};
+
+static void *bind_in_vain(void *arg)
+{
+	struct in_vain *in_vain = arg;
+	struct machine *m = in_vain->m;
+
+	while (!READ_ONCE(in_vain->stop)) {
+		int r = __vm_add_private(m->vm, PRIVATE_SLOT, 1ull << 55, SIZE, m->hva, m->fd, 0);
+
+		TEST_ASSERT(r && errno == EINVAL, "Wanted EINVAL, got %s", strerror(errno));
+		WRITE_ONCE(in_vain->binds, in_vain->binds + 1);
+	}
+	return NULL;
+}
+
+/* Content that nobody has come to own can be swapped and moved as before. */
+TEST_F(lifetime, failed_binds_leave_pages_evictable)
+{
+	struct machine *m = &self->m;
+	struct in_vain in_vain = { .m = m };
+	const uint64_t nr = SIZE / PAGE_SIZE;
+	pthread_t thread;
+	long before;
+	uint64_t i;
+
+	if (backing_is_hugetlb())
+		SKIP(return, "Huge pages are never evicted");
+	machine_create(m);
+	/* So that it has content, and each bind is one for the first time. */
+	memfd_to_private(m->fd, 0, PAGE_SIZE);
+	read_number("/proc/sys/vm/stat_refresh");
+	before = read_key("/proc/vmstat", "nr_unevictable");
+	pthread_create(&thread, NULL, bind_in_vain, &in_vain);
+	while (!READ_ONCE(in_vain.binds))
+		usleep(100);
+	for (i = 1; i < nr; i++) {
+		const long binds = READ_ONCE(in_vain.binds);
+
+		memfd_to_private(m->fd, i * PAGE_SIZE, PAGE_SIZE);
+		while (i % 4 == 0 && READ_ONCE(in_vain.binds) == binds)
+			sched_yield();
+	}
+	WRITE_ONCE(in_vain.stop, true);
+	pthread_join(thread, NULL);
+	pr_info("# %ld binds\n", in_vain.binds);
+
+	read_number("/proc/sys/vm/stat_refresh");
+	TEST_ASSERT_EQ(read_key("/proc/vmstat", "nr_unevictable"), before);
+	kvm_vm_free(m->vm);
+	close(m->fd);
+	assert_counters(&self->before, "Binds that failed");
+}
+
 /* A child has the VM's fds but can't use them, nor is anything lost when it ends. */
 TEST_F(lifetime, forks)
 {
