@@ -1225,12 +1225,15 @@ TEST(read_back_meanwhile)
 	if (!lacking && (knob_set(SHMEM_ENABLED, "never") ||
 			 knob_set(THP "hugepages-64kB/shmem_enabled", "advise")))
 		lacking = "shmem_enabled for each size of huge pages";
-	if (lacking)
+	if (lacking) {
+		knobs_restore();
 		SKIP(return, "%s", lacking);
+	}
 	lacking = memcg_create(&cg);
 	if (!lacking)
 		lacking = swap_on(&sw, 2 * size);
 	if (lacking) {
+		knobs_restore();
 		memcg_destroy(&cg);
 		SKIP(return, "%s", lacking);
 	}
