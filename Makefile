@@ -23,7 +23,7 @@ clean:
 #: make bench     the measurements: docs/bench.md, and a verdict for each claim; BENCH=quick the headlines only
 #: make soak      the tests of group soak for TIME each (90, 10m, 2h)
 #: make check     everything that needs no guest: the forms of the series, checkpatch, sparse, kernel-doc, documentation, scripts
-#: make bisect    each commit builds without a warning, and each section boots
+#: make bisect    each commit builds without a warning, and boots
 #: make compare   the original selftests on the base and on the patched kernel: docs/selftests-base-vs-patched.md
 #: make boot      a shell in the guest
 #: make tree      build/linux, the source with the series as commits, and nothing more

@@ -12,6 +12,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
@@ -1085,6 +1086,46 @@ TEST_F(late, waits_for_direct_io)
 	}
 	EXPECT_LT(0, waited);
 	remove_slow_disk(disk);
+}
+
+/* ---- a death in the middle ---- */
+
+/* Whoever seals may be killed at any moment: then the file is sealed, or as it was. */
+TEST_F(late, killed)
+{
+	unsigned int sealed = 0, open = 0, us = 1000, round;
+	struct file_state before;
+	pid_t pid;
+	int fd;
+
+	for (round = 0; round < (ON_HUGETLBFS ? 20 : 100); round++) {
+		fd = mfd_filled(0, SIZE);
+		ASSERT_LE(0, fd);
+		file_state_get(fd, &before);
+		pid = fork();
+		ASSERT_LE(0, pid);
+		if (!pid) {
+			late_seal(fd);
+			pause();
+		}
+		usleep(us / 2 + rnd(us));
+		ASSERT_EQ(0, kill(pid, SIGKILL));
+		ASSERT_EQ(pid, waitpid(pid, NULL, 0));
+		/* About as often before the seal as after it, so at times between. */
+		if (fcntl(fd, F_GET_SEALS)) {
+			is_sealed(fd, self->model, NR);
+			us -= us / 4;
+			sealed++;
+		} else {
+			is_open(_metadata, fd, &before);
+			us += us / 4 + 10;
+			open++;
+		}
+		close(fd);
+	}
+	TH_LOG("%u times sealed, %u times not yet", sealed, open);
+	EXPECT_LT(0, sealed);
+	EXPECT_LT(0, open);
 }
 
 /* ---- calls that sleep in the middle ---- */

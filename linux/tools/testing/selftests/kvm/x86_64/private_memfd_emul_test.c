@@ -1246,10 +1246,10 @@ static bool run_to_any_end(emul_data *self, const char *label, const struct kvm_
 	return done;
 }
 
-/* Both halves of the data, and of the page table. */
+/* Both halves of the data, by loads and by locked accesses, and of the page table. */
 static bool all_met(uint64_t seen[4][3])
 {
-	return seen[0][0] && seen[0][1] && seen[3][1] && seen[3][2];
+	return seen[0][0] && seen[0][1] && seen[1][0] && seen[1][1] && seen[3][1] && seen[3][2];
 }
 
 /* Data, code and a page table change their half while KVM uses them. */

@@ -57,6 +57,8 @@ FIXTURE(held) {
 	pthread_t thread;
 	int r;
 	int error;
+	/* Of the one that deletes the slot. */
+	bool deleted;
 };
 
 #define held_data FIXTURE_DATA(held)
@@ -348,6 +350,7 @@ static void *delete_thread(void *arg)
 
 	begin();
 	vm_delete_private(self->vm, PRIVATE_SLOT);
+	WRITE_ONCE(self->deleted, true);
 	return NULL;
 }
 
@@ -359,6 +362,7 @@ TEST_F_TIMEOUT(held, slot_deleted, TIMEOUT)
 	hold_fault(self, 1, false);
 	start(&thread, delete_thread, self);
 	give_time();
+	TEST_ASSERT(!READ_ONCE(self->deleted), "A slot was given up under a fault");
 	let_go();
 	pthread_join(self->thread, NULL);
 	TEST_ASSERT_EQ(self->r, 0);

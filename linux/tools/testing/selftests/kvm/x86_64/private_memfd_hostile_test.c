@@ -832,7 +832,7 @@ TEST_F_TIMEOUT(hostile, bindings_at_the_limit, TIMEOUT)
 struct storm {
 	int fd;
 	bool idle;		/* not conversions but work of its own */
-	pid_t pid;
+	uint64_t *conversions;	/* one of the threads counts, for who looks from outside */
 };
 
 /* The smallest ranges and the largest one in turns. */
@@ -849,6 +849,7 @@ static void *storm_thread(void *arg)
 
 		memfd_to_private(storm->fd, first * UNIT, nr * UNIT);
 		memfd_to_shared(storm->fd, first * UNIT, nr * UNIT);
+		WRITE_ONCE(*storm->conversions, turn + 1);
 	}
 	return NULL;
 }
@@ -888,14 +889,19 @@ static uint64_t rounds_beside(struct machine *m, bool idle)
 	struct storm storm = {
 		.idle = idle,
 		.fd = private_memfd(max(STORM_UNITS * UNIT, SIZE)),
+		.conversions = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE,
+				    MAP_SHARED | MAP_ANONYMOUS, -1, 0),
 	};
 	pid_t pid = start(run_storm, &storm);
-	uint64_t rounds;
+	uint64_t rounds, before;
 
 	usleep(300000);
+	before = READ_ONCE(*storm.conversions);
 	rounds = rounds_per_second(m);
+	TEST_ASSERT(idle || READ_ONCE(*storm.conversions) > before, "There was no storm");
 	TEST_ASSERT(!waitpid(pid, NULL, WNOHANG), "The neighbour has ended");
 	kill_now(pid, idle ? "A busy neighbour" : "A neighbour that converts");
+	munmap(storm.conversions, PAGE_SIZE);
 	close(storm.fd);
 	return rounds;
 }

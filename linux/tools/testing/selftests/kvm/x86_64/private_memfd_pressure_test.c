@@ -370,21 +370,26 @@ TEST_F_TIMEOUT(guest, limit, TIMEOUT)
 	cgroup_remove();
 }
 
-/* Until the kernel kills it. */
+/* More than there is in the group, until the kernel kills somebody. */
+static void eat_memory(void)
+{
+	const size_t size = SZ_512M;
+	char *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	memset(p, 1, size);
+}
+
 static void vmm_live_in_cgroup(uint64_t conversions)
 {
 	static struct vmm vmm;
-	const size_t size = SZ_512M;
-	char *p;
 
 	cgroup_join();
 	vmm_create(&vmm);
 	converter_start(&vmm, ENOMEM);
 	vmm_start(&vmm);
 	wait_for(&vmm.conversions, conversions, "conversions");
-	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-		 -1, 0);
-	memset(p, 1, size);
+	eat_memory();
 }
 
 /* The OOM killer comes for a VMM whose guest runs and whose memory is being converted. */
@@ -412,18 +417,100 @@ TEST_F_TIMEOUT(life, oom_killed, TIMEOUT)
 	}
 }
 
-static const char *pool_path(const char *name)
-{
-	static char path[128];
+/* What a VMM was doing, for who looks at it from outside. */
+enum phase { CREATING, BINDING, ALLOCATING, FAULTING, FREEING, ENDING, NR_PHASES };
 
-	snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%lukB/%s", UNIT / SZ_1K,
-		 name);
-	return path;
+/* Lives of VMMs, one after the other; each call may fail for lack of memory. */
+static void vmm_live_again(enum phase *phase)
+{
+	struct kvm_pre_fault_memory range;
+	void *hva = map_no_shared_half(SIZE);
+	int kvm, vm, vcpu, fd, i;
+
+	for (i = 0;; i++) {
+		WRITE_ONCE(*phase, CREATING);
+		kvm = open(KVM_DEV_PATH, O_RDWR);
+		vm = ioctl(kvm, KVM_CREATE_VM, KVM_X86_SW_PROTECTED_VM);
+		vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
+		fd = memfd_create("private", MFD_INACCESSIBLE | private_backing()->memfd_flags);
+		ftruncate(fd, SIZE);
+		WRITE_ONCE(*phase, BINDING);
+		__vm_fd_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, SIZE, hva, fd);
+		WRITE_ONCE(*phase, ALLOCATING);
+		fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, SIZE);
+		WRITE_ONCE(*phase, FAULTING);
+		range = (struct kvm_pre_fault_memory) { .gpa = PRIVATE_GPA, .size = SIZE };
+		ioctl(vcpu, KVM_PRE_FAULT_MEMORY, &range);
+		WRITE_ONCE(*phase, FREEING);
+		if (i % 2)
+			fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, SIZE);
+		WRITE_ONCE(*phase, ENDING);
+		close(fd);
+		close(vcpu);
+		close(vm);
+		close(kvm);
+	}
 }
 
-static long pool_read(const char *name)
+static pid_t fork_in_cgroup(void)
 {
-	return read_number(pool_path(name));
+	pid_t pid = fork();
+
+	TEST_ASSERT(pid >= 0, "fork() failed: %s", strerror(errno));
+	if (!pid)
+		cgroup_join();
+	return pid;
+}
+
+static void assert_killed(pid_t pid)
+{
+	int status = 0;
+
+	TEST_ASSERT(waitpid(pid, &status, 0) == pid && WIFSIGNALED(status) &&
+		    WTERMSIG(status) == SIGKILL, "Not killed: %#x", status);
+}
+
+/* Another process of its group takes the memory, and the OOM killer comes for all of them. */
+TEST_F_TIMEOUT(life, oom_killed_anywhere, TIMEOUT)
+{
+	unsigned long killed[NR_PHASES] = {};
+	unsigned int seed = 1, met = 0;
+	enum phase *phase;
+	pid_t vmm, eater;
+	int i;
+
+	phase = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	TEST_ASSERT(phase != MAP_FAILED, "mmap() failed: %s", strerror(errno));
+	/* Not charged to the group. */
+	*phase = CREATING;
+	for (i = 0; i < scaled(30); i++) {
+		if (!cgroup_create())
+			SKIP(return, "There is no memory controller of cgroup2");
+		cgroup_no_swap();
+		write_text(CGROUP "/memory.max", "48M");
+		write_text(CGROUP "/memory.oom.group", "1");
+		vmm = fork_in_cgroup();
+		if (!vmm)
+			vmm_live_again(phase);
+		eater = fork_in_cgroup();
+		if (!eater) {
+			usleep(rand_r(&seed) % 50000);
+			eat_memory();
+			_exit(0);
+		}
+		rand_r(&seed);
+		assert_killed(vmm);
+		assert_killed(eater);
+		killed[READ_ONCE(*phase)]++;
+		TEST_ASSERT(cgroup_wait(0), "%ld bytes are left", cgroup_charged());
+		cgroup_remove();
+	}
+	for (i = 0; i < NR_PHASES; i++) {
+		pr_info("# phase %d: killed %lu times\n", i, killed[i]);
+		met += !!killed[i];
+	}
+	TEST_ASSERT(met > 1, "Always in the same place");
+	munmap(phase, PAGE_SIZE);
 }
 
 static void pool_resize(long nr)
@@ -431,7 +518,7 @@ static void pool_resize(long nr)
 	char text[32];
 
 	snprintf(text, sizeof(text), "%ld", nr);
-	write_text(pool_path("nr_hugepages"), text);
+	write_text(hugetlb_path("nr_hugepages"), text);
 }
 
 /* The pool of huge pages is taken away and comes back. */
@@ -442,28 +529,28 @@ TEST_F_TIMEOUT(guest, pool, TIMEOUT)
 
 	if (!backing_is_hugetlb())
 		SKIP(return, "There is a pool only on hugetlbfs");
-	nr = pool_read("nr_hugepages");
+	nr = read_hugetlb("nr_hugepages");
 	used = read_hugetlb_used();
 	vmm_start(vmm);
 	vmm_wait(vmm);
 
 	/* What the guest has stays. */
 	pool_resize(0);
-	TEST_ASSERT_EQ(pool_read("nr_hugepages"), used);
-	TEST_ASSERT_EQ(pool_read("surplus_hugepages"), used);
+	TEST_ASSERT_EQ(read_hugetlb("nr_hugepages"), used);
+	TEST_ASSERT_EQ(read_hugetlb("surplus_hugepages"), used);
 	vmm_wait(vmm);
 	assert_undisturbed(vmm);
 
 	/* What it gives back is gone. */
 	vmm_stop(vmm);
 	to_shared(vmm, NR_PAGES - 1, 1);
-	TEST_ASSERT_EQ(pool_read("nr_hugepages"), used - 1);
+	TEST_ASSERT_EQ(read_hugetlb("nr_hugepages"), used - 1);
 	TEST_ASSERT(fallocate(vmm->fd, FALLOC_FL_KEEP_SIZE, SIZE - UNIT, UNIT) &&
 		    errno == ENOSPC, "Wanted ENOSPC, got %s", strerror(errno));
 	vmm_walk(vmm);
 	pool_resize(nr);
-	TEST_ASSERT_EQ(pool_read("nr_hugepages"), nr);
-	TEST_ASSERT_EQ(pool_read("surplus_hugepages"), 0);
+	TEST_ASSERT_EQ(read_hugetlb("nr_hugepages"), nr);
+	TEST_ASSERT_EQ(read_hugetlb("surplus_hugepages"), 0);
 	to_private(vmm, NR_PAGES - 1, 1);
 	vmm_walk(vmm);
 
@@ -480,8 +567,8 @@ TEST_F_TIMEOUT(guest, pool, TIMEOUT)
 	vmm_stop(vmm);
 	converter_stop(vmm);
 	TEST_ASSERT(vmm->failures, "The pool was never too small");
-	TEST_ASSERT_EQ(pool_read("nr_hugepages"), nr);
-	TEST_ASSERT_EQ(pool_read("surplus_hugepages"), 0);
+	TEST_ASSERT_EQ(read_hugetlb("nr_hugepages"), nr);
+	TEST_ASSERT_EQ(read_hugetlb("surplus_hugepages"), 0);
 	TEST_ASSERT_EQ(read_hugetlb_used(), used);
 }
 
@@ -817,7 +904,7 @@ static void blocks_of(const uint64_t *pfns, uint64_t nr, uint64_t size, bool *fo
 /* Blocks with private pages in them stay; others may go. */
 TEST_F_TIMEOUT(guest, unplug, TIMEOUT)
 {
-	const long pool = backing_is_hugetlb() ? pool_read("nr_hugepages") : 0;
+	const long pool = backing_is_hugetlb() ? read_hugetlb("nr_hugepages") : 0;
 	uint64_t pfns[MAX_PAGES], large_pfns[MAX_PAGES];
 	unsigned int refused = 0, retried = 0, gone = 0;
 	uint64_t block, size = block_size();

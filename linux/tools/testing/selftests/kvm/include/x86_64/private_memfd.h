@@ -541,7 +541,7 @@ static inline void assert_memory_fault(struct kvm_vcpu *vcpu, int r, int error,
 /* What must be as it was before. */
 struct counters {
 	long shmem_kb;
-	long hugetlb_used;
+	long hugetlb_used, hugetlb_reserved;
 	long files;
 	long vms;
 	long kvm_users;
@@ -561,18 +561,26 @@ static inline long read_number(const char *path)
 	return value;
 }
 
+/* Of the pool of huge pages of a unit. */
+static inline const char *hugetlb_path(const char *name)
+{
+	static char path[128];
+
+	snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%lukB/%s", UNIT / SZ_1K,
+		 name);
+	return path;
+}
+
+static inline long read_hugetlb(const char *name)
+{
+	return read_number(hugetlb_path(name));
+}
+
 /* Of hugetlbfs, the pages that somebody has. */
 static inline long read_hugetlb_used(void)
 {
-	char path[128];
-	long nr, nr_free;
+	long nr = read_hugetlb("nr_hugepages"), nr_free = read_hugetlb("free_hugepages");
 
-	snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%lukB/nr_hugepages",
-		 UNIT / SZ_1K);
-	nr = read_number(path);
-	snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%lukB/free_hugepages",
-		 UNIT / SZ_1K);
-	nr_free = read_number(path);
 	TEST_ASSERT(nr > 0 && nr_free >= 0, "No huge pages of %lu kB", UNIT / SZ_1K);
 	return nr - nr_free;
 }
@@ -593,8 +601,10 @@ static inline void read_counters(struct counters *c)
 	while (fgets(line, sizeof(line), f))
 		sscanf(line, "Shmem: %ld", &c->shmem_kb);
 	fclose(f);
-	if (backing_is_hugetlb())
+	if (backing_is_hugetlb()) {
 		c->hugetlb_used = read_hugetlb_used();
+		c->hugetlb_reserved = read_hugetlb("resv_hugepages");
+	}
 	c->files = read_number("/proc/sys/fs/file-nr");
 
 	/* A directory for each VM, if debugfs is there. */
@@ -622,6 +632,7 @@ static inline void assert_counters(const struct counters *before, const char *wh
 		read_counters(&now);
 		if (now.shmem_kb <= before->shmem_kb &&
 		    now.hugetlb_used <= before->hugetlb_used &&
+		    now.hugetlb_reserved == before->hugetlb_reserved &&
 		    now.files <= max_files && now.vms == before->vms &&
 		    now.kvm_users == before->kvm_users && now.vendor_users == before->vendor_users)
 			return;
@@ -629,6 +640,9 @@ static inline void assert_counters(const struct counters *before, const char *wh
 	}
 	TEST_ASSERT(now.hugetlb_used <= before->hugetlb_used, "%s: %ld huge pages used, were %ld",
 		    what, now.hugetlb_used, before->hugetlb_used);
+	TEST_ASSERT(now.hugetlb_reserved == before->hugetlb_reserved,
+		    "%s: %ld huge pages reserved, were %ld", what, now.hugetlb_reserved,
+		    before->hugetlb_reserved);
 	TEST_ASSERT(now.files <= max_files, "%s: %ld open files, were %ld", what, now.files,
 		    before->files);
 	TEST_FAIL("%s: Shmem %ld kB, %ld VMs, %ld and %ld module users, were %ld, %ld, %ld, %ld",
