@@ -461,7 +461,8 @@ static void memfile_test_owner_emptied_while_bound(struct kunit *test)
 /* As khugepaged leaves them when it gives up, or a lack of memory half-way. */
 static void leave_empty_nodes(struct file *file)
 {
-	XA_STATE_ORDER(xas, &file->f_mapping->i_pages, 0, XA_CHUNK_SHIFT + 1);
+	const unsigned int order = XA_CHUNK_SHIFT + 1;
+	XA_STATE_ORDER(xas, &file->f_mapping->i_pages, 0, order);
 
 	do {
 		xas_lock_irq(&xas);
