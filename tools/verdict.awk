@@ -237,6 +237,7 @@ BEGIN {
 	BAD = BAD "|Kernel panic|Bad page|bad page|double fault|soft lockup|hard LOCKUP|INFO: task .* blocked|rcu.*(stall|detected)"
 	BAD = BAD "|possible (circular|recursive|irq)|inconsistent lock state|suspicious RCU|lock held when|held lock freed"
 	BAD = BAD "|lock nesting|list_(add|del) corruption|page dumped because|kmemleak: [0-9]+ new suspected|ODEBUG|trace_printk"
+	BAD = BAD "|pagealloc: (single bit error|memory corruption)"
 
 	read_lists()
 	read_console()

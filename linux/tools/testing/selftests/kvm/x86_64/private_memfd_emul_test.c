@@ -1358,9 +1358,9 @@ TEST_F_TIMEOUT(emul, slot_comes_and_goes, TIMEOUT)
 	if (!fep_enabled())
 		SKIP(return, "Can't enable " FEP_PARAM);
 
-	changer.fd = private_memfd(SLOT_SIZE);
+	changer.fd = private_memfd(FILE_SIZE);
 	changer.hva = map_shared_half(SLOT_SIZE);
-	memfd_to_private(changer.fd, 0, SLOT_SIZE);
+	memfd_to_private(changer.fd, 0, FILE_SIZE);
 	pthread_create(&thread, NULL, change_slot, &changer);
 	end = time(NULL) + 3;
 	while (time(NULL) < end || ((!seen[0] || !seen[1]) && time(NULL) < end + TIMEOUT / 2)) {

@@ -12,10 +12,12 @@
  * Needs CONFIG_FAULT_INJECTION with CONFIG_FAILSLAB, CONFIG_FAIL_PAGE_ALLOC,
  * CONFIG_FAULT_INJECTION_USERCOPY and CONFIG_FAULT_INJECTION_STACKTRACE_FILTER.
  */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/wait.h>
 
 #include "private_memfd.h"
 
@@ -32,10 +34,14 @@ struct world {
 	void *hva;
 	int fd;
 	struct kvm_vm *vm;
-	struct kvm_vcpu *vcpu;
+	struct kvm_vcpu *vcpu, *other;
 	struct agent *agent;
 	bool bound;
+	struct touch *touch;	/* of the other vCPU, while it runs */
+	pthread_t thread;
 	int new_fd, new_vcpu;	/* what the operation has opened */
+	struct kvm_run *new_run;
+	struct counters before;	/* with nothing bound, and nothing private */
 };
 
 struct operation {
@@ -379,6 +385,90 @@ static void done_punch(struct world *w)
 	check_all(w, w->first + 1, 3, 0);
 }
 
+/* --- the same while another vCPU looks at them --- */
+
+static struct touch {
+	uint64_t gva, unit, nr, rounds, stop;
+} touch;
+
+static void touch_code(void)
+{
+	uint64_t i;
+
+	for (;;) {
+		while (!READ_ONCE(touch.stop)) {
+			for (i = 0; i < touch.nr; i++)
+				READ_ONCE(*(uint64_t *)(touch.gva + i * touch.unit));
+			WRITE_ONCE(touch.rounds, touch.rounds + 1);
+		}
+		GUEST_SYNC(0);
+	}
+}
+
+static void *touch_thread(void *arg)
+{
+	struct world *w = arg;
+
+	vcpu_run(w->other);
+	TEST_ASSERT_KVM_EXIT_REASON(w->other, KVM_EXIT_IO);
+	return NULL;
+}
+
+static void touch_start(struct world *w)
+{
+	w->touch = addr_gva2hva(w->vm, (vm_vaddr_t)&touch);
+	*w->touch = (struct touch) {
+		.gva = PRIVATE_GPA + w->first * UNIT,
+		.unit = UNIT,
+		.nr = w->nr_op,
+	};
+	pthread_create(&w->thread, NULL, touch_thread, w);
+	while (!READ_ONCE(w->touch->rounds))
+		usleep(100);
+}
+
+static void touch_stop(struct world *w)
+{
+	WRITE_ONCE(w->touch->stop, true);
+	pthread_join(w->thread, NULL);
+}
+
+static void prepare_shared_in_use(struct world *w)
+{
+	prepare_shared(w);
+	touch_start(w);
+}
+
+static void unchanged_shared_in_use(struct world *w)
+{
+	touch_stop(w);
+	unchanged_shared(w);
+}
+
+static void done_to_private_in_use(struct world *w)
+{
+	touch_stop(w);
+	done_to_private(w);
+}
+
+static void prepare_private_in_use(struct world *w)
+{
+	prepare_private(w);
+	touch_start(w);
+}
+
+static void unchanged_private_in_use(struct world *w)
+{
+	touch_stop(w);
+	unchanged_private(w);
+}
+
+static void done_punch_in_use(struct world *w)
+{
+	touch_stop(w);
+	done_punch(w);
+}
+
 /* --- slots --- */
 
 static void prepare_unbound(struct world *w)
@@ -477,17 +567,31 @@ static void after_prefault(struct world *w)
 
 /* --- a VM of its own that goes away --- */
 
-static void prepare_end(struct world *w)
+/* With all of a file, which it takes over. */
+static void new_vm(struct world *w, uint64_t gpa, int fd)
 {
-	int kvm = open_kvm_dev_path_or_exit(), fd = private_memfd(4 * UNIT);
+	int kvm = open_kvm_dev_path_or_exit();
 
-	memfd_to_private(fd, 0, 4 * UNIT);
 	w->new_fd = ioctl(kvm, KVM_CREATE_VM, KVM_X86_SW_PROTECTED_VM);
 	TEST_ASSERT(w->new_fd >= 0, "KVM_CREATE_VM failed: %s", strerror(errno));
-	TEST_ASSERT(!__vm_fd_add_private(w->new_fd, 1, PRIVATE_GPA, 4 * UNIT, w->hva, fd),
+	TEST_ASSERT(!__vm_fd_add_private(w->new_fd, 1, gpa, 4 * UNIT, w->hva, fd),
 		    "Binding failed: %s", strerror(errno));
 	close(fd);
 	close(kvm);
+}
+
+static void new_vcpu(struct world *w)
+{
+	w->new_vcpu = ioctl(w->new_fd, KVM_CREATE_VCPU, 0);
+	TEST_ASSERT(w->new_vcpu >= 0, "KVM_CREATE_VCPU failed: %s", strerror(errno));
+}
+
+static void prepare_end(struct world *w)
+{
+	int fd = private_memfd(4 * UNIT);
+
+	memfd_to_private(fd, 0, 4 * UNIT);
+	new_vm(w, PRIVATE_GPA, fd);
 }
 
 static int run_end(struct world *w)
@@ -499,8 +603,7 @@ static int run_end(struct world *w)
 static void prepare_vcpu(struct world *w)
 {
 	prepare_end(w);
-	w->new_vcpu = ioctl(w->new_fd, KVM_CREATE_VCPU, 0);
-	TEST_ASSERT(w->new_vcpu >= 0, "KVM_CREATE_VCPU failed: %s", strerror(errno));
+	new_vcpu(w);
 }
 
 static int run_first_prefault(struct world *w)
@@ -520,6 +623,50 @@ static void after_first_prefault(struct world *w)
 	close(w->new_fd);
 }
 
+/* Its first instruction, at 0 in real mode, is HLT. */
+static void prepare_first_run(struct world *w)
+{
+	struct kvm_regs regs = { .rflags = 2 };
+	int fd = backing_memfd(4 * UNIT, MFD_ALLOW_SEALING);
+	struct kvm_sregs sregs;
+	char *p;
+
+	p = mmap(NULL, UNIT, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	TEST_ASSERT(p != MAP_FAILED, "mmap() failed: %s", strerror(errno));
+	*p = 0xf4;
+	munmap(p, UNIT);
+	TEST_ASSERT(!fcntl(fd, F_ADD_SEALS, F_SEAL_INACCESSIBLE), "Sealing failed: %s",
+		    strerror(errno));
+	new_vm(w, 0, fd);
+	new_vcpu(w);
+	TEST_ASSERT(!ioctl(w->new_vcpu, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS failed");
+	sregs.cs.base = 0;
+	sregs.cs.selector = 0;
+	TEST_ASSERT(!ioctl(w->new_vcpu, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS failed");
+	TEST_ASSERT(!ioctl(w->new_vcpu, KVM_SET_REGS, &regs), "KVM_SET_REGS failed");
+	w->new_run = mmap(NULL, PAGE_SIZE, PROT_READ, MAP_SHARED, w->new_vcpu, 0);
+	TEST_ASSERT(w->new_run != MAP_FAILED, "mmap() failed: %s", strerror(errno));
+}
+
+static int run_first_run(struct world *w)
+{
+	return ioctl(w->new_vcpu, KVM_RUN, NULL);
+}
+
+static void done_first_run(struct world *w)
+{
+	TEST_ASSERT_EQ(w->new_run->exit_reason, KVM_EXIT_HLT);
+	munmap(w->new_run, PAGE_SIZE);
+	close(w->new_vcpu);
+	close(w->new_fd);
+}
+
+static void unchanged_first_run(struct world *w)
+{
+	TEST_ASSERT(!run_first_run(w), "KVM_RUN failed: %s", strerror(errno));
+	done_first_run(w);
+}
+
 static const struct operation operations[] = {
 	{ "memfd_create()", nothing, run_create, ENFILE, ENOSPC, nothing, done_create },
 	{ "ftruncate()", prepare_resize, run_resize, 0, 0, unchanged_resize, done_resize },
@@ -530,11 +677,17 @@ static const struct operation operations[] = {
 	  done_to_private },
 	{ "punch under a guest", prepare_private, run_punch, EBUSY, 0, unchanged_private,
 	  done_punch },
+	{ "allocate under a guest that looks", prepare_shared_in_use, run_allocate, ENOSPC, 0,
+	  unchanged_shared_in_use, done_to_private_in_use },
+	{ "punch under a guest that looks", prepare_private_in_use, run_punch, EBUSY, 0,
+	  unchanged_private_in_use, done_punch_in_use },
 	{ "add a slot", prepare_unbound, run_bind, 0, 0, unchanged_unbound, done_bind },
 	{ "add a slot, KVM_SET_USER_MEMORY_REGION", prepare_unbound, run_bind_old, 0, 0,
 	  unchanged_unbound, done_bind },
 	{ "delete a slot", prepare_shared, run_delete, 0, 0, unchanged_shared, done_delete },
 	{ "run: faults", prepare_unmapped, run_vcpu, 0, 0, unchanged_run, done_run },
+	{ "run: the first one", prepare_first_run, run_first_run, 0, 0, unchanged_first_run,
+	  done_first_run },
 	{ "KVM_PRE_FAULT_MEMORY", prepare_unmapped, run_prefault, 0, 0, after_prefault,
 	  after_prefault },
 	{ "KVM_PRE_FAULT_MEMORY, the first one", prepare_vcpu, run_first_prefault, 0, 0,
@@ -550,6 +703,14 @@ static bool may_fail_with(const struct operation *op, enum failure kind, int err
 	if (kind == USER_COPIES)
 		return error == EFAULT;
 	return error == ENOMEM || (error && (error == op->error || error == op->other_error));
+}
+
+/* Nobody has anything then, so nothing may be missing. */
+static void back_to_nothing(struct world *w, const char *what)
+{
+	unbind(w);
+	memfd_to_shared(w->fd, 0, w->nr * UNIT);
+	assert_counters(&w->before, what);
 }
 
 static void inject(struct world *w, const struct operation *op, enum failure kind)
@@ -578,21 +739,21 @@ static void inject(struct world *w, const struct operation *op, enum failure kin
 			op->done(w);
 			survived += injected;
 		}
+		back_to_nothing(w, op->name);
 	}
 	nr_failures[kind] += failed;
 	ksft_test_result_pass("%s: %d %s, %d of them it can do without\n", op->name,
 			      failed + survived, kind_names[kind], survived);
 }
 
-int main(int argc, char *argv[])
+static void inject_all(void)
 {
 	struct world w = { .new_fd = -1 };
+	struct kvm_vcpu *vcpus[2];
 	struct counters before;
 	enum failure kind;
 	int i;
 
-	require_private_mem();
-	require_fault_injection();
 	ksft_print_header();
 	ksft_set_plan(NR_FAILURES * ARRAY_SIZE(operations));
 
@@ -601,7 +762,10 @@ int main(int argc, char *argv[])
 	w.nr_op = backing_is_hugetlb() || !backing_is_huge() ? 6 : PAGES_PER_2M;
 	w.first = w.nr - w.nr_op;
 	w.hva = map_shared_half(w.nr * UNIT);
-	w.vm = vm_create_private(1, agent_code, &w.vcpu);
+	w.vm = vm_create_private(ARRAY_SIZE(vcpus), agent_code, vcpus);
+	w.vcpu = vcpus[0];
+	w.other = vcpus[1];
+	vcpu_arch_set_entry_point(w.other, touch_code);
 	w.agent = agent_create(w.vcpu);
 	virt_map_private(w.vm, PRIVATE_GPA, w.nr * UNIT);
 	read_counters(&before);
@@ -609,6 +773,7 @@ int main(int argc, char *argv[])
 	/* Each kind with a file of its own: st_blocks may be wrong by then, see done_punch(). */
 	for (kind = 0; kind < NR_FAILURES; kind++) {
 		w.fd = private_memfd(w.nr * UNIT);
+		read_counters(&w.before);
 		for (i = 0; i < ARRAY_SIZE(operations); i++)
 			inject(&w, &operations[i], kind);
 		TEST_ASSERT(nr_failures[kind], "No call ever failed of its %s", kind_names[kind]);
@@ -617,5 +782,35 @@ int main(int argc, char *argv[])
 	}
 	assert_counters(&before, "What has failed");
 	kvm_vm_free(w.vm);
-	ksft_finished();
+}
+
+static long nr_dying_cgroups(void)
+{
+	return read_key("/sys/fs/cgroup/cgroup.stat", "nr_dying_descendants");
+}
+
+/* Who takes a page and forgets it keeps the group to which it is charged. */
+int main(int argc, char *argv[])
+{
+	int status = 0, tries;
+	long dying;
+	pid_t pid;
+
+	require_private_mem();
+	require_fault_injection();
+	__TEST_REQUIRE(cgroup_create(), "There is no memory controller of cgroup2");
+	dying = nr_dying_cgroups();
+	pid = fork();
+	TEST_ASSERT(pid >= 0, "fork() failed: %s", strerror(errno));
+	if (!pid) {
+		cgroup_join();
+		inject_all();
+		ksft_finished();
+	}
+	TEST_ASSERT(waitpid(pid, &status, 0) == pid && WIFEXITED(status), "Killed: %#x", status);
+	cgroup_remove();
+	for (tries = 0; tries < 1000 && nr_dying_cgroups() > dying; tries++)
+		usleep(10000);
+	TEST_ASSERT(nr_dying_cgroups() <= dying, "Memory of the group is still in use");
+	return WEXITSTATUS(status);
 }
