@@ -1208,6 +1208,9 @@ static void *convert_all_the_time(void *arg)
 		if (converter->conversions++ % 3)
 			sched_yield();
 		convert(converter->emul, SPARE, 3, false);
+		/* The page is private for a second then; the guest has to see it shared, too. */
+		if (backing_is_1g())
+			usleep(20000);
 	}
 	return NULL;
 }

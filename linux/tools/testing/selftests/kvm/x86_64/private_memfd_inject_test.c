@@ -754,6 +754,8 @@ static void inject_all(void)
 	enum failure kind;
 	int i;
 
+	/* fail-nth is that of a thread. */
+	require_fault_injection();
 	ksft_print_header();
 	ksft_set_plan(NR_FAILURES * ARRAY_SIZE(operations));
 
@@ -789,6 +791,35 @@ static long nr_dying_cgroups(void)
 	return read_key("/sys/fs/cgroup/cgroup.stat", "nr_dying_descendants");
 }
 
+/* Each CPU keeps the group that it charged last; now it is another one. */
+static void forget_cgroups(void)
+{
+	const size_t size = 256 * PAGE_SIZE;
+	int cpu, status = 0;
+	cpu_set_t cpus;
+	pid_t pid;
+	void *p;
+
+	__TEST_REQUIRE(cgroup_create(), "There is no memory controller of cgroup2");
+	pid = fork();
+	TEST_ASSERT(pid >= 0, "fork() failed: %s", strerror(errno));
+	if (!pid) {
+		cgroup_join();
+		for (cpu = 0; cpu < get_nprocs_conf(); cpu++) {
+			CPU_ZERO(&cpus);
+			CPU_SET(cpu, &cpus);
+			if (sched_setaffinity(0, sizeof(cpus), &cpus))
+				continue;
+			p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+			memset(p, 1, size);
+			munmap(p, size);
+		}
+		_exit(0);
+	}
+	TEST_ASSERT(waitpid(pid, &status, 0) == pid && !status, "Killed: %#x", status);
+	cgroup_remove();
+}
+
 /* Who takes a page and forgets it keeps the group to which it is charged. */
 int main(int argc, char *argv[])
 {
@@ -797,9 +828,9 @@ int main(int argc, char *argv[])
 	pid_t pid;
 
 	require_private_mem();
-	require_fault_injection();
-	__TEST_REQUIRE(cgroup_create(), "There is no memory controller of cgroup2");
+	forget_cgroups();
 	dying = nr_dying_cgroups();
+	__TEST_REQUIRE(cgroup_create(), "There is no memory controller of cgroup2");
 	pid = fork();
 	TEST_ASSERT(pid >= 0, "fork() failed: %s", strerror(errno));
 	if (!pid) {
@@ -809,6 +840,7 @@ int main(int argc, char *argv[])
 	}
 	TEST_ASSERT(waitpid(pid, &status, 0) == pid && WIFEXITED(status), "Killed: %#x", status);
 	cgroup_remove();
+	forget_cgroups();
 	for (tries = 0; tries < 1000 && nr_dying_cgroups() > dying; tries++)
 		usleep(10000);
 	TEST_ASSERT(nr_dying_cgroups() <= dying, "Memory of the group is still in use");
