@@ -1207,10 +1207,10 @@ static void *convert_all_the_time(void *arg)
 		convert(converter->emul, SPARE, 3, true);
 		if (converter->conversions++ % 3)
 			sched_yield();
-		convert(converter->emul, SPARE, 3, false);
-		/* The page is private for a second then; the guest has to see it shared, too. */
+		/* To zero it took seconds, and the guest has to see it, too. */
 		if (backing_is_1g())
-			usleep(20000);
+			usleep(100000);
+		convert(converter->emul, SPARE, 3, false);
 	}
 	return NULL;
 }

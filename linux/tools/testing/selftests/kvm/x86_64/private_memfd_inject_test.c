@@ -804,7 +804,8 @@ static void forget_cgroups(void)
 			CPU_SET(cpu, &cpus);
 			if (sched_setaffinity(0, sizeof(cpus), &cpus))
 				continue;
-			p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+			p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 			memset(p, 1, size);
 			munmap(p, size);
 		}
