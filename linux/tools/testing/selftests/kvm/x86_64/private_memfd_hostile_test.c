@@ -832,7 +832,7 @@ TEST_F_TIMEOUT(hostile, bindings_at_the_limit, TIMEOUT)
 struct storm {
 	int fd;
 	bool idle;		/* not conversions but work of its own */
-	uint64_t *conversions;	/* one of the threads counts, for who looks from outside */
+	uint64_t *conversions;	/* of all threads, for who looks from outside */
 };
 
 /* The smallest ranges and the largest one in turns. */
@@ -849,7 +849,7 @@ static void *storm_thread(void *arg)
 
 		memfd_to_private(storm->fd, first * UNIT, nr * UNIT);
 		memfd_to_shared(storm->fd, first * UNIT, nr * UNIT);
-		WRITE_ONCE(*storm->conversions, turn + 1);
+		__atomic_add_fetch(storm->conversions, 1, __ATOMIC_RELAXED);
 	}
 	return NULL;
 }
@@ -892,9 +892,11 @@ static uint64_t rounds_beside(struct machine *m, bool idle)
 		.conversions = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE,
 				    MAP_SHARED | MAP_ANONYMOUS, -1, 0),
 	};
-	pid_t pid = start(run_storm, &storm);
 	uint64_t rounds, before;
+	pid_t pid;
 
+	TEST_ASSERT(storm.conversions != MAP_FAILED, "mmap() failed: %s", strerror(errno));
+	pid = start(run_storm, &storm);
 	usleep(300000);
 	before = READ_ONCE(*storm.conversions);
 	rounds = rounds_per_second(m);
