@@ -55,6 +55,8 @@ struct operation {
 	/* After a call that has failed, and after one that hasn't. */
 	void (*unchanged)(struct world *w);
 	void (*done)(struct world *w);
+	/* Another vCPU reads the units that it is about all the while. */
+	bool in_use;
 };
 
 /* --- making things fail --- */
@@ -385,7 +387,7 @@ static void done_punch(struct world *w)
 	check_all(w, w->first + 1, 3, 0);
 }
 
-/* --- the same while another vCPU looks at them --- */
+/* --- another vCPU, which looks at them meanwhile --- */
 
 static struct touch {
 	uint64_t gva, unit, nr, rounds, stop;
@@ -431,42 +433,6 @@ static void touch_stop(struct world *w)
 {
 	WRITE_ONCE(w->touch->stop, true);
 	pthread_join(w->thread, NULL);
-}
-
-static void prepare_shared_in_use(struct world *w)
-{
-	prepare_shared(w);
-	touch_start(w);
-}
-
-static void unchanged_shared_in_use(struct world *w)
-{
-	touch_stop(w);
-	unchanged_shared(w);
-}
-
-static void done_to_private_in_use(struct world *w)
-{
-	touch_stop(w);
-	done_to_private(w);
-}
-
-static void prepare_private_in_use(struct world *w)
-{
-	prepare_private(w);
-	touch_start(w);
-}
-
-static void unchanged_private_in_use(struct world *w)
-{
-	touch_stop(w);
-	unchanged_private(w);
-}
-
-static void done_punch_in_use(struct world *w)
-{
-	touch_stop(w);
-	done_punch(w);
 }
 
 /* --- slots --- */
@@ -677,10 +643,10 @@ static const struct operation operations[] = {
 	  done_to_private },
 	{ "punch under a guest", prepare_private, run_punch, EBUSY, 0, unchanged_private,
 	  done_punch },
-	{ "allocate under a guest that looks", prepare_shared_in_use, run_allocate, ENOSPC, 0,
-	  unchanged_shared_in_use, done_to_private_in_use },
-	{ "punch under a guest that looks", prepare_private_in_use, run_punch, EBUSY, 0,
-	  unchanged_private_in_use, done_punch_in_use },
+	{ "allocate under a guest that looks", prepare_shared, run_allocate, ENOSPC, 0,
+	  unchanged_shared, done_to_private, true },
+	{ "punch under a guest that looks", prepare_private, run_punch, EBUSY, 0,
+	  unchanged_private, done_punch, true },
 	{ "add a slot", prepare_unbound, run_bind, 0, 0, unchanged_unbound, done_bind },
 	{ "add a slot, KVM_SET_USER_MEMORY_REGION", prepare_unbound, run_bind_old, 0, 0,
 	  unchanged_unbound, done_bind },
@@ -724,11 +690,15 @@ static void inject(struct world *w, const struct operation *op, enum failure kin
 		TEST_ASSERT(n <= MAX_SITES, "%s never comes to an end", op->name);
 		w->fd = private_memfd(w->nr * UNIT);
 		op->prepare(w);
+		if (op->in_use)
+			touch_start(w);
 		count_only(kind);
 		fail_nth(n);
 		r = op->run(w);
 		error = errno;
 		injected = has_failed();
+		if (op->in_use)
+			touch_stop(w);
 		if (r) {
 			TEST_ASSERT(may_fail_with(op, kind, error), "%s, %d of its %s: %s",
 				    op->name, n, kind_names[kind], strerror(error));
@@ -795,10 +765,8 @@ static void forget_cgroups(void)
 	void *p;
 
 	__TEST_REQUIRE(cgroup_create(), "There is no memory controller of cgroup2");
-	pid = fork();
-	TEST_ASSERT(pid >= 0, "fork() failed: %s", strerror(errno));
+	pid = fork_in_cgroup();
 	if (!pid) {
-		cgroup_join();
 		for (cpu = 0; cpu < get_nprocs_conf(); cpu++) {
 			CPU_ZERO(&cpus);
 			CPU_SET(cpu, &cpus);
@@ -826,10 +794,8 @@ int main(int argc, char *argv[])
 	forget_cgroups();
 	dying = nr_dying_cgroups();
 	__TEST_REQUIRE(cgroup_create(), "There is no memory controller of cgroup2");
-	pid = fork();
-	TEST_ASSERT(pid >= 0, "fork() failed: %s", strerror(errno));
+	pid = fork_in_cgroup();
 	if (!pid) {
-		cgroup_join();
 		inject_all();
 		ksft_finished();
 	}

@@ -381,11 +381,10 @@ static void eat_memory(void)
 	memset(p, 1, size);
 }
 
-static void vmm_live_in_cgroup(uint64_t conversions)
+static void vmm_live_and_eat(uint64_t conversions)
 {
 	static struct vmm vmm;
 
-	cgroup_join();
 	vmm_create(&vmm);
 	converter_start(&vmm, ENOMEM);
 	vmm_start(&vmm);
@@ -393,24 +392,31 @@ static void vmm_live_in_cgroup(uint64_t conversions)
 	eat_memory();
 }
 
+static void assert_killed(pid_t pid)
+{
+	int status = 0;
+
+	TEST_ASSERT(waitpid(pid, &status, 0) == pid && WIFSIGNALED(status) &&
+		    WTERMSIG(status) == SIGKILL, "Not killed: %#x", status);
+}
+
 /* The OOM killer comes for a VMM whose guest runs and whose memory is being converted. */
 TEST_F_TIMEOUT(life, oom_killed, TIMEOUT)
 {
-	int status, i;
 	pid_t pid;
+	int i;
 
 	for (i = 0; i < 2; i++) {
 		if (!cgroup_create())
 			SKIP(return, "There is no memory controller of cgroup2");
 		cgroup_no_swap();
 		write_text(CGROUP "/memory.max", "48M");
-		pid = fork();
+		pid = fork_in_cgroup();
 		if (!pid) {
-			vmm_live_in_cgroup(20 + i * 13);
+			vmm_live_and_eat(20 + i * 13);
 			_exit(0);
 		}
-		TEST_ASSERT(waitpid(pid, &status, 0) == pid && WIFSIGNALED(status) &&
-			    WTERMSIG(status) == SIGKILL, "Not killed: %#x", status);
+		assert_killed(pid);
 		TEST_ASSERT_EQ(cgroup_oom_kills(), 1);
 		TEST_ASSERT(cgroup_wait(0), "%ld bytes are left", cgroup_charged());
 		cgroup_remove();
@@ -453,29 +459,11 @@ static void vmm_live_again(enum phase *phase)
 	}
 }
 
-static pid_t fork_in_cgroup(void)
-{
-	pid_t pid = fork();
-
-	TEST_ASSERT(pid >= 0, "fork() failed: %s", strerror(errno));
-	if (!pid)
-		cgroup_join();
-	return pid;
-}
-
-static void assert_killed(pid_t pid)
-{
-	int status = 0;
-
-	TEST_ASSERT(waitpid(pid, &status, 0) == pid && WIFSIGNALED(status) &&
-		    WTERMSIG(status) == SIGKILL, "Not killed: %#x", status);
-}
-
 /* Another process of its group takes the memory, and the OOM killer comes for all of them. */
 TEST_F_TIMEOUT(life, oom_killed_anywhere, TIMEOUT)
 {
 	unsigned long killed[NR_PHASES] = {};
-	unsigned int seed = 1, met = 0;
+	unsigned int seed = 1, met = 0, delay;
 	enum phase *phase;
 	pid_t vmm, eater;
 	int i;
@@ -490,16 +478,16 @@ TEST_F_TIMEOUT(life, oom_killed_anywhere, TIMEOUT)
 		cgroup_no_swap();
 		write_text(CGROUP "/memory.max", "48M");
 		write_text(CGROUP "/memory.oom.group", "1");
+		delay = rand_r(&seed) % 50000;
 		vmm = fork_in_cgroup();
 		if (!vmm)
 			vmm_live_again(phase);
 		eater = fork_in_cgroup();
 		if (!eater) {
-			usleep(rand_r(&seed) % 50000);
+			usleep(delay);
 			eat_memory();
 			_exit(0);
 		}
-		rand_r(&seed);
 		assert_killed(vmm);
 		assert_killed(eater);
 		killed[READ_ONCE(*phase)]++;

@@ -726,6 +726,17 @@ static inline void cgroup_join(void)
 	write_text(CGROUP "/cgroup.procs", "0");
 }
 
+/* A child that is in the group. */
+static inline pid_t fork_in_cgroup(void)
+{
+	pid_t pid = fork();
+
+	TEST_ASSERT(pid >= 0, "fork() failed: %s", strerror(errno));
+	if (!pid)
+		cgroup_join();
+	return pid;
+}
+
 static inline void cgroup_leave(void)
 {
 	write_text("/sys/fs/cgroup/cgroup.procs", "0");
