@@ -743,8 +743,7 @@ static void run_machine(void *arg)
 
 TEST_F_TIMEOUT(hostile, no_end, TIMEOUT)
 {
-	struct shortage *s = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE,
-				  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct shortage *s = map_for_children(PAGE_SIZE);
 	unsigned int refused, converted;
 	int i, nr = 0;
 	char bytes[32];
@@ -889,13 +888,11 @@ static uint64_t rounds_beside(struct machine *m, bool idle)
 	struct storm storm = {
 		.idle = idle,
 		.fd = private_memfd(max(STORM_UNITS * UNIT, SIZE)),
-		.conversions = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE,
-				    MAP_SHARED | MAP_ANONYMOUS, -1, 0),
+		.conversions = map_for_children(PAGE_SIZE),
 	};
 	uint64_t rounds, before;
 	pid_t pid;
 
-	TEST_ASSERT(storm.conversions != MAP_FAILED, "mmap() failed: %s", strerror(errno));
 	pid = start(run_storm, &storm);
 	usleep(300000);
 	before = READ_ONCE(*storm.conversions);

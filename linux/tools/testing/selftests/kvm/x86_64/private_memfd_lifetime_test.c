@@ -549,25 +549,13 @@ static void live_and_end(struct machine *m, int fd)
 	munmap(m->code, PAGE_SIZE);
 }
 
-static void lives_create(void)
-{
-	lives = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	TEST_ASSERT(lives != MAP_FAILED, "mmap() failed: %s", strerror(errno));
-}
-
-/* It is counted as Shmem, too. */
-static void lives_free(void)
-{
-	munmap(lives, PAGE_SIZE);
-}
-
 TEST_F_TIMEOUT(lifetime, ends_at_once, TIMEOUT)
 {
 	struct machine *m = &self->m;
 	int fd = m->fd, i, nr = scaled(nr_units(100, 60, 5));
 	pid_t pid;
 
-	lives_create();
+	lives = map_for_children(PAGE_SIZE);
 	pid = converter_start(fd);
 	for (i = 0; i < nr; i++)
 		live_and_end(m, fd);
@@ -578,7 +566,7 @@ TEST_F_TIMEOUT(lifetime, ends_at_once, TIMEOUT)
 	/* A few say nothing of that. */
 	TEST_ASSERT(backing_is_1g() || (lives->slots && lives->slots < nr && lives->rounds),
 		    "Always the same order, or no guest has run");
-	lives_free();
+	munmap(lives, PAGE_SIZE);
 	assert_counters(&self->before, "VMs that ended in no order");
 }
 
@@ -591,7 +579,7 @@ TEST_F_TIMEOUT(lifetime, killed_anywhere, TIMEOUT)
 	pid_t pid, child;
 	uint64_t life;
 
-	lives_create();
+	lives = map_for_children(PAGE_SIZE);
 	pid = converter_start(fd);
 	life = now_ms();
 	live_and_end(m, fd);
@@ -618,7 +606,7 @@ TEST_F_TIMEOUT(lifetime, killed_anywhere, TIMEOUT)
 		killed[RUNNING], killed[ENDING]);
 	TEST_ASSERT(backing_is_1g() || (killed[SETTING_UP] && killed[RUNNING] + killed[ENDING]),
 		    "Always in the same place");
-	lives_free();
+	munmap(lives, PAGE_SIZE);
 	assert_counters(&self->before, "VMMs that were killed");
 }
 

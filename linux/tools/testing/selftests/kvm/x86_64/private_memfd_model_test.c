@@ -2704,8 +2704,7 @@ int main(int argc, char *argv[])
 	huge_pages = free_huge_pages();
 	/* With a VM that stays KVM need not start anew for each that comes and goes. */
 	vm_create_barebones();
-	tape = mmap(NULL, sizeof(*tape), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	TEST_ASSERT(tape != MAP_FAILED, "mmap() failed: %s", strerror(errno));
+	tape = map_for_children(sizeof(*tape));
 
 	thorough = true;
 	for (i = 0; i < (program ? 1 : first ? ARRAY_SIZE(programs) : 0); i++) {

@@ -468,8 +468,7 @@ TEST_F_TIMEOUT(life, oom_killed_anywhere, TIMEOUT)
 	pid_t vmm, eater;
 	int i;
 
-	phase = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	TEST_ASSERT(phase != MAP_FAILED, "mmap() failed: %s", strerror(errno));
+	phase = map_for_children(PAGE_SIZE);
 	/* Not charged to the group. */
 	*phase = CREATING;
 	for (i = 0; i < scaled(30); i++) {
@@ -1078,6 +1077,141 @@ TEST_F_TIMEOUT(guest, hard_offline, TIMEOUT)
 	for (i = 0; i < ARRAY_SIZE(pages); i++)
 		TEST_ASSERT(now[pages[i]] && now[pages[i]] != pfns[pages[i]],
 			    "Page %lu is in pfn %#lx again", pages[i], now[pages[i]]);
+}
+
+/* A VMM that is about to lose a page, and what it does then. */
+struct dying {
+	uint64_t pfn;
+	int lead;		/* of the failure, in microseconds; less than 0, of the end */
+	bool go, ends;
+};
+
+static void *running_thread(void *arg)
+{
+	struct vmm *vmm = arg;
+
+	/* Until a page has failed, or there is no VM. */
+	while (!_vcpu_run(vmm->vcpu))
+		;
+	return NULL;
+}
+
+static void end_by_punch(struct vmm *vmm)
+{
+	memfd_to_shared(vmm->fd, 0, SIZE);
+}
+
+static void end_of_file(struct vmm *vmm)
+{
+	vm_delete_private(vmm->vm, PRIVATE_SLOT);
+	close(vmm->fd);
+}
+
+static void end_of_vm(struct vmm *vmm)
+{
+	close(vmm->vm->fd);
+	close(vmm->fd);
+}
+
+static void end_by_signal(struct vmm *vmm)
+{
+	kill(getpid(), SIGKILL);
+}
+
+static void (*const ends[])(struct vmm *vmm) = {
+	end_by_punch, end_of_file, end_of_vm, end_by_signal,
+};
+
+static void live_and_end(struct dying *dying, void (*end)(struct vmm *vmm))
+{
+	static uint64_t pfns[MAX_PAGES];
+	static struct vmm vmm;
+
+	vmm_create(&vmm);
+	frames_read(&vmm, pfns);
+	TEST_ASSERT(pfns[SMALL_PAGE], "Nothing is known of page %u", SMALL_PAGE);
+	pthread_create(&vmm.thread, NULL, running_thread, &vmm);
+	WRITE_ONCE(dying->pfn, pfns[SMALL_PAGE]);
+	while (!READ_ONCE(dying->go))
+		;
+	usleep(max(dying->lead, 0));
+	WRITE_ONCE(dying->ends, true);
+	end(&vmm);
+	_exit(0);
+}
+
+static bool has_ended(pid_t pid)
+{
+	siginfo_t info = {};
+
+	TEST_ASSERT(!waitid(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT), "waitid() failed: %s",
+		    strerror(errno));
+	return info.si_pid;
+}
+
+enum failed { IN_TIME, MEANWHILE, TOO_LATE };
+
+/* When the page has failed: before the VMM began to end, before that was done, or after it. */
+static enum failed fail_and_end(struct dying *dying, void (*end)(struct vmm *vmm))
+{
+	pid_t pid = fork();
+	bool there, ends;
+	int status;
+
+	TEST_ASSERT(pid >= 0, "fork() failed: %s", strerror(errno));
+	if (!pid)
+		live_and_end(dying, end);
+	while (!READ_ONCE(dying->pfn)) {
+		TEST_ASSERT(!has_ended(pid), "A VMM has ended before its time");
+		usleep(1000);
+	}
+	WRITE_ONCE(dying->go, true);
+	usleep(max(-dying->lead, 0));
+	there = !has_ended(pid);
+	/* Any result is right: the frame may be free by now, or somebody else's. */
+	page_offline(MEMORY "hard_offline_page", dying->pfn);
+	ends = READ_ONCE(dying->ends);
+	TEST_ASSERT(waitpid(pid, &status, 0) == pid &&
+		    (WIFSIGNALED(status) ? WTERMSIG(status) == SIGKILL : !status),
+		    "A VMM has ended with status %#x", status);
+	return !there ? TOO_LATE : ends ? MEANWHILE : IN_TIME;
+}
+
+/*
+ * Memory fails while the file, the VM or the process that has it ends.  Not that
+ * of a huge page of shmem: while it can't be split, the failed frame is freed with
+ * it, and comes back.
+ */
+TEST_F_TIMEOUT(life, hard_offline_and_end, TIMEOUT)
+{
+	const int nr = scaled(nr_units(40, 20, 4));
+	struct dying *dying;
+	int i, met = 0, lead = 1000;
+
+	if (access(TRACE_EVENT, W_OK))
+		SKIP(return, "There is no " TRACE_EVENT);
+	if (access(MEMORY "hard_offline_page", W_OK))
+		SKIP(return, "There is no " MEMORY "hard_offline_page");
+
+	dying = map_for_children(sizeof(*dying));
+	for (i = 0; i < nr || (!met && i < 3 * nr); i++) {
+		*dying = (struct dying) { .lead = lead };
+		switch (fail_and_end(dying, ends[i % ARRAY_SIZE(ends)])) {
+		case IN_TIME:
+			lead -= 150;
+			break;
+		case MEANWHILE:
+			met++;
+			break;
+		case TOO_LATE:
+			lead += 200;
+		}
+	}
+	munmap(dying, sizeof(*dying));
+	pr_info("# %d of %d pages failed while the VMM ended\n", met, i);
+	TEST_ASSERT(met, "Always before or after");
+	/* A frame that has failed is nobody's, and never free again. */
+	self->before.hugetlb_used += backing_is_hugetlb() ? i : 0;
 }
 
 /* --- what is done to the shared half --- */

@@ -17,6 +17,7 @@
 #include <linux/sizes.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysinfo.h>
@@ -126,6 +127,15 @@ static inline unsigned long scaled(unsigned long rounds)
 	const char *percent = getenv("PRIVATE_MEMFD_PERCENT");
 
 	return percent ? rounds * atoi_positive("PRIVATE_MEMFD_PERCENT", percent) / 100 : rounds;
+}
+
+/* Memory that children share with their parent.  It is Shmem, until it is unmapped. */
+static inline void *map_for_children(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	TEST_ASSERT(p != MAP_FAILED, "mmap() failed: %s", strerror(errno));
+	return p;
 }
 
 static inline uint64_t now_ms(void)
