@@ -30,6 +30,11 @@ deb) # the same release and version string in the package and in what make test 
 	;;
 esac
 
+# kernel_has FRAGMENT: debug-modular has debug and modular.
+kernel_has() {
+	[[ -$KERNEL- = *-"$1"-* ]]
+}
+
 # Compiler cache: used when it is there, never needed.
 if [ -z "${CC:-}" ]; then
 	CC=gcc
