@@ -21,7 +21,7 @@ clean:
 #: make demo      Debian's kernel in private memory, and the control in ordinary memory: a verdict
 #: make linux     the same kernel on each kind of memory: docs/linux-guest.md
 #: make bench     the measurements: docs/bench.md, and a verdict for each claim; BENCH=quick the headlines only
-#: make soak      the tests of group soak for TIME each (90, 10m, 2h)
+#: make soak      the tests of group soak, or of G=, for TIME each (90, 10m, 2h)
 #: make check     everything that needs no guest: the forms of the series, checkpatch, sparse, kernel-doc, documentation, scripts
 #: make bisect    each commit builds without a warning, and boots
 #: make compare   the original selftests on the base and on the patched kernel: docs/selftests-base-vs-patched.md

@@ -135,8 +135,9 @@ function tap(test, line) {
 		reported[test]++
 }
 
-# The entry of expected-skips for a skipped sub-test ("" for the whole test), or 0.
+# The entry of expected-skips for a skipped sub-test ("" for the whole test), or 0. A test that soaks skips what it skips else.
 function expected(test, line,    i) {
+	sub(/^soak_/, "", test)
 	for (i = 1; i <= n_skips; i++)
 		if (skip_test[i] == test && (skip_regex[i] == "" ? line == "" : line ~ skip_regex[i])) {
 			used[i] = 1

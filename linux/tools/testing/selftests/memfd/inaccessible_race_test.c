@@ -84,7 +84,7 @@ struct race {
 
 	/* A delay, in turns of a loop, that is adjusted to where both may win */
 	long skew, step, pause;
-	unsigned int granted, busy;
+	unsigned int granted, busy, collapsed;
 	char failure[200];
 };
 
@@ -821,7 +821,7 @@ static void contend_collapse(struct race *r)
 		}
 		/* The file must not shrink in the assistant's hands: HUGE_NR pages */
 		offer(r, at);
-		madvise(at, HUGE, 25);	/* MADV_COLLAPSE */
+		r->collapsed += !madvise(at, HUGE, 25);	/* MADV_COLLAPSE */
 		unmap_offered(r);
 		munmap(p, 2 * HUGE);
 	} while (open_end(r));
@@ -1273,6 +1273,9 @@ TEST_F_TIMEOUT(race, seal, 300)
 	EXPECT_STREQ("", r->failure)
 		TH_LOG("in round %u", r->round);
 	TH_LOG("%u rounds: %u times sealed, %u times refused", r->round, r->granted, r->busy);
+	if (variant->s.contend == contend_collapse)
+		EXPECT_LT(0, r->collapsed)
+			TH_LOG("nothing was ever collapsed");
 	/* Else it was no race. One processor alone can't hold one. */
 	if (variant->s.contest && r->round > 100 && sysconf(_SC_NPROCESSORS_ONLN) > 1) {
 		EXPECT_LT(0, r->granted);

@@ -1007,7 +1007,7 @@ TEST_F_TIMEOUT(conversion, neighbour_faults, TIMEOUT)
 {
 	const uint64_t nr = nr_units(PAGES_PER_2M, 8, 2), size = nr * UNIT;
 	const uint64_t enough = nr_units(50, 50, 4);
-	uint64_t end, rounds[2] = {}, faults;
+	uint64_t end, rounds[2] = {}, faults, huge = 0;
 	struct kvm_vcpu *vcpu;
 	struct race *race;
 	struct kvm_vm *vm;
@@ -1067,6 +1067,8 @@ TEST_F_TIMEOUT(conversion, neighbour_faults, TIMEOUT)
 				TEST_ASSERT(old == value + 1 && !READ_ONCE(*shared_p),
 					    "Shared again: %#lx for %#lx, then %#lx for 0",
 					    old, value + 1, *shared_p);
+				if (rounds[to_private] % 16 == 0)
+					huge += get_vm_stat(vm, "pages_2m");
 			} else {
 				memfd_to_private(fd, 0, size);
 				WRITE_ONCE(*shared_p, value + 1);
@@ -1093,6 +1095,7 @@ TEST_F_TIMEOUT(conversion, neighbour_faults, TIMEOUT)
 	faults = get_vm_stat(vm, "private_faults");
 	TEST_ASSERT(faults >= rounds[0] + rounds[1], "%lu private faults in %lu rounds",
 		    faults, rounds[0] + rounds[1]);
+	TEST_ASSERT(huge || !thp_configured(), "Nothing was ever mapped huge");
 	pr_info("# %lu conversions to shared, %lu to private\n", rounds[0], rounds[1]);
 
 	WRITE_ONCE(race->go, AGENT_NOTHING);
@@ -1108,11 +1111,11 @@ TEST_F_TIMEOUT(conversion, neighbour_faults, TIMEOUT)
 TEST_F_TIMEOUT(conversion, neighbour_faults_many_slots, TIMEOUT)
 {
 	const uint64_t end = now_ms() + scaled(3000);
+	uint64_t i, rounds, huge = 0;
 	struct kvm_vcpu *vcpu;
 	struct race *race;
 	struct kvm_vm *vm;
 	pthread_t thread;
-	uint64_t i, rounds;
 	vm_vaddr_t gva;
 	void *hva;
 	int fd;
@@ -1159,7 +1162,12 @@ TEST_F_TIMEOUT(conversion, neighbour_faults_many_slots, TIMEOUT)
 			    "New private page: %#lx for 0, shared half %#lx for %#lx",
 			    old, READ_ONCE(*shared_p), value + 1);
 		memfd_to_shared(fd, SZ_2M, SZ_2M);
+		if (rounds % 16 == 0) {
+			race_exchange(race, PRIVATE_GPA + p, 0);
+			huge += get_vm_stat(vm, "pages_2m");
+		}
 	}
+	TEST_ASSERT(huge || !thp_configured(), "Nothing was ever mapped huge");
 	pr_info("# %lu conversions in %llu slots\n", rounds, PAGES_PER_2M / 2 + 1ull);
 
 	WRITE_ONCE(race->go, AGENT_NOTHING);

@@ -1366,7 +1366,8 @@ TEST_F_TIMEOUT(emul, slot_comes_and_goes, TIMEOUT)
 	memfd_to_private(changer.fd, 0, FILE_SIZE);
 	pthread_create(&thread, NULL, change_slot, &changer);
 	end = time(NULL) + 3;
-	while (time(NULL) < end || ((!seen[0] || !seen[1]) && time(NULL) < end + TIMEOUT / 2)) {
+	while (time(NULL) < end ||
+	       ((!seen[0] || !seen[1] || !anew) && time(NULL) < end + TIMEOUT / 2)) {
 		bool mmio = false;
 		int r;
 
@@ -1394,6 +1395,7 @@ TEST_F_TIMEOUT(emul, slot_comes_and_goes, TIMEOUT)
 	pr_info("# %lu to the page, %lu to the device, %lu anew, %d slots\n", seen[0], seen[1],
 		anew, changer.changes);
 	TEST_ASSERT(seen[0] && seen[1], "Not both of page and device have been met");
+	TEST_ASSERT(anew, "The slot never came in the middle");
 	close(changer.fd);
 }
 

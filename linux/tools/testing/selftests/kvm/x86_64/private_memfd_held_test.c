@@ -57,6 +57,7 @@ FIXTURE(held) {
 	pthread_t thread;
 	int r;
 	int error;
+	bool returned;
 	/* Of the one that deletes the slot. */
 	bool deleted;
 };
@@ -182,9 +183,11 @@ static void *vcpu_thread(void *arg)
 {
 	held_data *self = arg;
 
+	WRITE_ONCE(self->returned, false);
 	begin();
 	self->r = _vcpu_run(self->vcpu);
 	self->error = errno;
+	WRITE_ONCE(self->returned, true);
 	return NULL;
 }
 
@@ -653,6 +656,32 @@ TEST_F_TIMEOUT(held, conversion, TIMEOUT)
 	let_go();
 	pthread_join(thread, NULL);
 	expect_now(self, 1, ALIAS);
+	expect_now(self, 0, 0);
+}
+
+/*
+ * Consumers are told, and the page is about to go.  A fault on it waits for what
+ * comes of it; one next to it does not, and makes no mapping that covers it.
+ */
+TEST_F_TIMEOUT(held, middle_of_conversion, TIMEOUT)
+{
+	struct convert convert = { .fd = self->fd };
+	pthread_t thread;
+
+	expect_now(self, 1, 0);
+	write_text(HOLD "at", "mm_filemap_delete_from_page_cache");
+	start(&thread, convert_thread, &convert);
+	hold_wait();
+	TEST_ASSERT_EQ(nr_private_mapped(self->vm), 0);
+	expect_now(self, 0, 0);
+	TEST_ASSERT_EQ(nr_private_mapped(self->vm), 1);
+	give_order(self, 1, true);
+	start(&self->thread, vcpu_thread, self);
+	give_time();
+	TEST_ASSERT(!READ_ONCE(self->returned), "A fault on a page that is just being converted");
+	expect(self, VALUE);
+	pthread_join(thread, NULL);
+	TEST_ASSERT_EQ(READ_ONCE(*shared(self, 1)), VALUE);
 	expect_now(self, 0, 0);
 }
 

@@ -57,6 +57,8 @@ struct operation {
 	void (*done)(struct world *w);
 	/* Another vCPU reads the units that it is about all the while. */
 	bool in_use;
+	/* hugetlbfs has no such thing. */
+	bool of_shmem;
 };
 
 /* --- making things fail --- */
@@ -278,21 +280,50 @@ static void prepare_seal(struct world *w)
 	munmap(p, w->nr_op * UNIT);
 }
 
-static int run_seal(struct world *w)
+/* And pages past the size, in part of a huge page that has some before it. */
+#define NR_PAST		2
+
+static void prepare_seal_past(struct world *w)
 {
-	return fcntl(w->new_fd, F_ADD_SEALS, F_SEAL_INACCESSIBLE);
+	w->nr_op -= NR_PAST;
+	prepare_seal(w);
+	w->nr_op += NR_PAST;
+	memfd_to_private(w->new_fd, (w->nr_op - NR_PAST) * UNIT, NR_PAST * UNIT);
 }
 
-static void unchanged_seal(struct world *w)
+static int seal(int fd)
+{
+	return fcntl(fd, F_ADD_SEALS, F_SEAL_INACCESSIBLE);
+}
+
+static int run_seal(struct world *w)
+{
+	return seal(w->new_fd);
+}
+
+static void assert_not_sealed(struct world *w, uint64_t nr)
 {
 	uint64_t i;
 	char byte;
 
 	TEST_ASSERT_EQ(fcntl(w->new_fd, F_GET_SEALS), 0);
-	TEST_ASSERT_EQ(memfd_nr_private(w->new_fd), w->nr_op);
-	for (i = 0; i < w->nr_op; i++)
+	for (i = 0; i < nr; i++)
 		TEST_ASSERT(pread(w->new_fd, &byte, 1, i * UNIT) == 1 && byte == (char)(i + 1),
 			    "Content of unit %lu", i);
+}
+
+static void unchanged_seal(struct world *w)
+{
+	assert_not_sealed(w, w->nr_op);
+	TEST_ASSERT_EQ(memfd_nr_private(w->new_fd), w->nr_op);
+	close(w->new_fd);
+}
+
+/* Nobody has a use for what is past the size: it may be gone. */
+static void unchanged_seal_past(struct world *w)
+{
+	assert_not_sealed(w, w->nr_op - NR_PAST);
+	TEST_ASSERT(memfd_nr_private(w->new_fd) >= w->nr_op - NR_PAST, "Content is gone");
 	close(w->new_fd);
 }
 
@@ -303,6 +334,13 @@ static void done_seal(struct world *w)
 	TEST_ASSERT(pread(w->new_fd, &byte, 1, 0) == -1 && errno == EPERM, "Not sealed");
 	TEST_ASSERT_EQ(memfd_nr_private(w->new_fd), w->nr_op);
 	done_create(w);
+}
+
+static void done_seal_past(struct world *w)
+{
+	w->nr_op -= NR_PAST;
+	done_seal(w);
+	w->nr_op += NR_PAST;
 }
 
 static void prepare_holes(struct world *w)
@@ -516,6 +554,52 @@ static void done_run(struct world *w)
 	check_all(w, w->first, w->nr_op, 0);
 }
 
+/* Some pages of a file that was sealed later are in swap. */
+#define NR_SWAPPED	8
+
+static void prepare_swapped(struct world *w)
+{
+	const uint64_t size = w->nr * UNIT;
+	unsigned char resident[NR_SWAPPED];
+	uint64_t i;
+	void *p;
+	int tries;
+
+	unbind(w);
+	close(w->fd);
+	w->fd = backing_memfd(size, MFD_ALLOW_SEALING);
+	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, w->fd, 0);
+	TEST_ASSERT(p != MAP_FAILED, "mmap() failed: %s", strerror(errno));
+	for (i = 0; i < w->nr * NR_PROBES; i++)
+		probe_write(p + i / NR_PROBES * UNIT, i % NR_PROBES, PRIVATE_WORD);
+	for (tries = 0; tries < 100; tries++) {
+		madvise(p, NR_SWAPPED * UNIT, MADV_PAGEOUT);
+		TEST_ASSERT(!mincore(p, NR_SWAPPED * UNIT, resident), "mincore() failed: %s",
+			    strerror(errno));
+		if (!memchr(resident, 1, sizeof(resident)))
+			break;
+		usleep(1000);
+	}
+	TEST_ASSERT(tries < 100, "Pages are not swapped out");
+	munmap(p, size);
+	TEST_ASSERT(!seal(w->fd), "Sealing failed: %s", strerror(errno));
+	bind(w);
+	agent_order(w->agent, PRIVATE_GPA, w->nr, PRIVATE_WORD, AGENT_NOTHING);
+}
+
+static void unchanged_swapped(struct world *w)
+{
+	agent_run(w->vcpu, w->agent);
+	check_all(w, 0, 0, 0);
+}
+
+static void done_swapped(struct world *w)
+{
+	TEST_ASSERT_KVM_EXIT_REASON(w->vcpu, KVM_EXIT_IO);
+	agent_report(w->agent);
+	check_all(w, 0, 0, 0);
+}
+
 static int run_prefault(struct world *w)
 {
 	struct kvm_pre_fault_memory range = {
@@ -601,8 +685,7 @@ static void prepare_first_run(struct world *w)
 	TEST_ASSERT(p != MAP_FAILED, "mmap() failed: %s", strerror(errno));
 	*p = 0xf4;
 	munmap(p, UNIT);
-	TEST_ASSERT(!fcntl(fd, F_ADD_SEALS, F_SEAL_INACCESSIBLE), "Sealing failed: %s",
-		    strerror(errno));
+	TEST_ASSERT(!seal(fd), "Sealing failed: %s", strerror(errno));
 	new_vm(w, 0, fd);
 	new_vcpu(w);
 	TEST_ASSERT(!ioctl(w->new_vcpu, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS failed");
@@ -637,6 +720,8 @@ static const struct operation operations[] = {
 	{ "memfd_create()", nothing, run_create, ENFILE, ENOSPC, nothing, done_create },
 	{ "ftruncate()", prepare_resize, run_resize, 0, 0, unchanged_resize, done_resize },
 	{ "F_SEAL_INACCESSIBLE", prepare_seal, run_seal, EBUSY, 0, unchanged_seal, done_seal },
+	{ "F_SEAL_INACCESSIBLE, pages past the size", prepare_seal_past, run_seal, EBUSY, 0,
+	  unchanged_seal_past, done_seal_past },
 	{ "allocate, no slot", prepare_holes, run_allocate, ENOSPC, 0, unchanged_holes,
 	  done_allocate },
 	{ "allocate under a guest", prepare_shared, run_allocate, ENOSPC, 0, unchanged_shared,
@@ -652,6 +737,8 @@ static const struct operation operations[] = {
 	  unchanged_unbound, done_bind },
 	{ "delete a slot", prepare_shared, run_delete, 0, 0, unchanged_shared, done_delete },
 	{ "run: faults", prepare_unmapped, run_vcpu, 0, 0, unchanged_run, done_run },
+	{ "run: faults on what is in swap", prepare_swapped, run_vcpu, EFAULT, EIO,
+	  unchanged_swapped, done_swapped, .of_shmem = true },
 	{ "run: the first one", prepare_first_run, run_first_run, 0, 0, unchanged_first_run,
 	  done_first_run },
 	{ "KVM_PRE_FAULT_MEMORY", prepare_unmapped, run_prefault, 0, 0, after_prefault,
@@ -684,6 +771,10 @@ static void inject(struct world *w, const struct operation *op, enum failure kin
 	int n, failed = 0, survived = 0;
 	bool injected = true;
 
+	if (op->of_shmem && backing_is_hugetlb()) {
+		ksft_test_result_skip("%s: hugetlbfs has no such thing\n", op->name);
+		return;
+	}
 	for (n = 1; injected; n++) {
 		int r, error;
 

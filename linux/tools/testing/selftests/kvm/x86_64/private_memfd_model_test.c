@@ -2763,5 +2763,8 @@ int main(int argc, char *argv[])
 		printf("# %-10s %8lu done, %8lu refused, %8lu with nothing to do\n",
 		       op_info[i].name, tape->kind[i].done, tape->kind[i].refused,
 		       tape->kind[i].skipped);
+	for (i = 0; nr_done() > 100000 && i < NR_OPS; i++)
+		TEST_ASSERT(tape->kind[i].done + tape->kind[i].refused, "There was no %s",
+			    op_info[i].name);
 	return 0;
 }

@@ -424,15 +424,21 @@ TEST_F_TIMEOUT(life, oom_killed, TIMEOUT)
 	}
 }
 
-/* What a VMM was doing, for who looks at it from outside. */
+/* What a VMM was doing, and how often all of it worked; for who looks at it from outside. */
 enum phase { CREATING, BINDING, ALLOCATING, FAULTING, FREEING, ENDING, NR_PHASES };
 
+struct lives {
+	enum phase phase;
+	unsigned long complete;
+};
+
 /* Lives of VMMs, one after the other; each call may fail for lack of memory. */
-static void vmm_live_again(enum phase *phase)
+static void vmm_live_again(struct lives *lives)
 {
+	enum phase *phase = &lives->phase;
 	struct kvm_pre_fault_memory range;
 	void *hva = map_no_shared_half(SIZE);
-	int kvm, vm, vcpu, fd, i;
+	int kvm, vm, vcpu, fd, i, failed;
 
 	for (i = 0;; i++) {
 		WRITE_ONCE(*phase, CREATING);
@@ -442,12 +448,13 @@ static void vmm_live_again(enum phase *phase)
 		fd = memfd_create("private", MFD_INACCESSIBLE | private_backing()->memfd_flags);
 		ftruncate(fd, SIZE);
 		WRITE_ONCE(*phase, BINDING);
-		__vm_fd_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, SIZE, hva, fd);
+		failed = __vm_fd_add_private(vm, PRIVATE_SLOT, PRIVATE_GPA, SIZE, hva, fd);
 		WRITE_ONCE(*phase, ALLOCATING);
-		fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, SIZE);
+		failed |= fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, SIZE);
 		WRITE_ONCE(*phase, FAULTING);
 		range = (struct kvm_pre_fault_memory) { .gpa = PRIVATE_GPA, .size = SIZE };
-		ioctl(vcpu, KVM_PRE_FAULT_MEMORY, &range);
+		failed |= ioctl(vcpu, KVM_PRE_FAULT_MEMORY, &range);
+		lives->complete += !failed;
 		WRITE_ONCE(*phase, FREEING);
 		if (i % 2)
 			fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, SIZE);
@@ -464,14 +471,14 @@ TEST_F_TIMEOUT(life, oom_killed_anywhere, TIMEOUT)
 {
 	unsigned long killed[NR_PHASES] = {};
 	unsigned int seed = 1, met = 0, delay;
-	enum phase *phase;
+	struct lives *lives;
 	pid_t vmm, eater;
 	int i;
 
-	phase = map_for_children(PAGE_SIZE);
+	lives = map_for_children(sizeof(*lives));
 	/* Not charged to the group. */
-	*phase = CREATING;
-	for (i = 0; i < scaled(30); i++) {
+	lives->phase = CREATING;
+	for (i = 0; i < scaled(30) || (met < 4 && i < 120); i++) {
 		if (!cgroup_create())
 			SKIP(return, "There is no memory controller of cgroup2");
 		cgroup_no_swap();
@@ -480,7 +487,7 @@ TEST_F_TIMEOUT(life, oom_killed_anywhere, TIMEOUT)
 		delay = rand_r(&seed) % 50000;
 		vmm = fork_in_cgroup();
 		if (!vmm)
-			vmm_live_again(phase);
+			vmm_live_again(lives);
 		eater = fork_in_cgroup();
 		if (!eater) {
 			usleep(delay);
@@ -489,16 +496,15 @@ TEST_F_TIMEOUT(life, oom_killed_anywhere, TIMEOUT)
 		}
 		assert_killed(vmm);
 		assert_killed(eater);
-		killed[READ_ONCE(*phase)]++;
+		met += !killed[READ_ONCE(lives->phase)]++;
 		TEST_ASSERT(cgroup_wait(0), "%ld bytes are left", cgroup_charged());
 		cgroup_remove();
 	}
-	for (i = 0; i < NR_PHASES; i++) {
+	for (i = 0; i < NR_PHASES; i++)
 		pr_info("# phase %d: killed %lu times\n", i, killed[i]);
-		met += !!killed[i];
-	}
-	TEST_ASSERT(met > 1, "Always in the same place");
-	munmap(phase, PAGE_SIZE);
+	TEST_ASSERT(met >= 4, "Always in the same places");
+	TEST_ASSERT(lives->complete, "No VMM has ever had its memory");
+	munmap(lives, sizeof(*lives));
 }
 
 static void pool_resize(long nr)
@@ -1118,11 +1124,18 @@ static void end_by_signal(struct vmm *vmm)
 	kill(getpid(), SIGKILL);
 }
 
-static void (*const ends[])(struct vmm *vmm) = {
-	end_by_punch, end_of_file, end_of_vm, end_by_signal,
+static struct end {
+	void (*fn)(struct vmm *vmm);
+	const char *name;
+	int lead, met;		/* what makes it likely to meet, and how often it did */
+} ends[] = {
+	{ end_by_punch, "punches" },
+	{ end_of_file, "closes the file" },
+	{ end_of_vm, "closes the VM" },
+	{ end_by_signal, "is killed" },
 };
 
-static void live_and_end(struct dying *dying, void (*end)(struct vmm *vmm))
+static void live_and_end(struct dying *dying, struct end *end)
 {
 	static uint64_t pfns[MAX_PAGES];
 	static struct vmm vmm;
@@ -1136,7 +1149,7 @@ static void live_and_end(struct dying *dying, void (*end)(struct vmm *vmm))
 		;
 	usleep(max(dying->lead, 0));
 	WRITE_ONCE(dying->ends, true);
-	end(&vmm);
+	end->fn(&vmm);
 	_exit(0);
 }
 
@@ -1152,7 +1165,7 @@ static bool has_ended(pid_t pid)
 enum failed { IN_TIME, MEANWHILE, TOO_LATE };
 
 /* When the page has failed: before the VMM began to end, before that was done, or after it. */
-static enum failed fail_and_end(struct dying *dying, void (*end)(struct vmm *vmm))
+static enum failed fail_and_end(struct dying *dying, struct end *end)
 {
 	pid_t pid = fork();
 	bool there, ends;
@@ -1186,7 +1199,7 @@ TEST_F_TIMEOUT(life, hard_offline_and_end, TIMEOUT)
 {
 	const int nr = scaled(nr_units(40, 20, 4));
 	struct dying *dying;
-	int i, met = 0, lead = 1000;
+	int i, met = 0;
 
 	if (access(TRACE_EVENT, W_OK))
 		SKIP(return, "There is no " TRACE_EVENT);
@@ -1194,22 +1207,27 @@ TEST_F_TIMEOUT(life, hard_offline_and_end, TIMEOUT)
 		SKIP(return, "There is no " MEMORY "hard_offline_page");
 
 	dying = map_for_children(sizeof(*dying));
-	for (i = 0; i < nr || (!met && i < 3 * nr); i++) {
-		*dying = (struct dying) { .lead = lead };
-		switch (fail_and_end(dying, ends[i % ARRAY_SIZE(ends)])) {
+	for (i = 0; i < nr || (met < ARRAY_SIZE(ends) && i < 3 * nr); i++) {
+		struct end *end = &ends[i % ARRAY_SIZE(ends)];
+
+		*dying = (struct dying) { .lead = end->lead };
+		switch (fail_and_end(dying, end)) {
 		case IN_TIME:
-			lead -= 150;
+			end->lead -= 250;
 			break;
 		case MEANWHILE:
-			met++;
+			met += !end->met++;
 			break;
 		case TOO_LATE:
-			lead += 200;
+			end->lead += 300;
 		}
 	}
 	munmap(dying, sizeof(*dying));
-	pr_info("# %d of %d pages failed while the VMM ended\n", met, i);
-	TEST_ASSERT(met, "Always before or after");
+	for (met = 0; met < ARRAY_SIZE(ends); met++) {
+		pr_info("# %d of %lu failed while the VMM %s\n", ends[met].met,
+			i / ARRAY_SIZE(ends), ends[met].name);
+		TEST_ASSERT(ends[met].met, "Always before or after the VMM %s", ends[met].name);
+	}
 	/* A frame that has failed is nobody's, and never free again. */
 	self->before.hugetlb_used += backing_is_hugetlb() ? i : 0;
 }

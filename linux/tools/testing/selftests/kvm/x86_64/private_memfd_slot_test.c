@@ -501,6 +501,7 @@ TEST_F(slot, end_of_memory)
 static struct kvm_userspace_memory_region2 racing_region;
 static bool racing_stop;
 
+/* What it changes to is good at any moment; or not, if it is to be wrong. */
 static void *racing_thread(void *arg)
 {
 	static const uint32_t flags[] = {
@@ -508,11 +509,12 @@ static void *racing_thread(void *arg)
 		KVM_MEM_PRIVATE | KVM_MEM_LOG_DIRTY_PAGES,
 	};
 	const uint64_t size = racing_region.memory_size;
+	const bool *wrong = arg;
 	unsigned int i;
 
 	for (i = 0; !READ_ONCE(racing_stop); i++) {
-		WRITE_ONCE(racing_region.flags, flags[i % ARRAY_SIZE(flags)]);
-		if (i % 5 == 0)
+		WRITE_ONCE(racing_region.flags, flags[i % (*wrong ? 3 : 2)]);
+		if (i % 5 == 0 && *wrong)
 			WRITE_ONCE(racing_region.memory_size, 0);
 		if (i % 5 == 1)
 			WRITE_ONCE(racing_region.memory_size, size);
@@ -523,13 +525,31 @@ static void *racing_thread(void *arg)
 	return NULL;
 }
 
+static pthread_t racing_start(const struct kvm_userspace_memory_region2 *good, bool wrong)
+{
+	static bool arg;
+	pthread_t thread;
+
+	racing_region = *good;
+	racing_stop = false;
+	arg = wrong;
+	pthread_create(&thread, NULL, racing_thread, &arg);
+	return thread;
+}
+
+static void racing_end(pthread_t thread)
+{
+	WRITE_ONCE(racing_stop, true);
+	pthread_join(thread, NULL);
+}
+
 /*
  * The struct changes while the kernel reads it, the slot that results is of one
  * kind or the other all the same: with the file and no dirty log, or the reverse.
  */
 TEST_F_TIMEOUT(slot, changed_meanwhile, TIMEOUT)
 {
-	unsigned long i, private = 0, ordinary = 0, refused = 0;
+	unsigned long i, private = 0, ordinary = 0, refused = 0, torn = 0;
 	struct kvm_memory_attributes attributes = {
 		.address = self->good.guest_phys_addr,
 		.size = self->good.memory_size,
@@ -544,8 +564,7 @@ TEST_F_TIMEOUT(slot, changed_meanwhile, TIMEOUT)
 	if (!(kvm_check_cap(KVM_CAP_MEMORY_ATTRIBUTES) & KVM_MEMORY_ATTRIBUTE_PRIVATE))
 		SKIP(return, "There is no KVM_SET_MEMORY_ATTRIBUTES");
 
-	racing_region = self->good;
-	pthread_create(&thread, NULL, racing_thread, NULL);
+	thread = racing_start(&self->good, true);
 	for (i = 0; i < scaled(5000) || private < 10 || ordinary < 10; i++) {
 		bool is_private, is_logged;
 
@@ -566,10 +585,21 @@ TEST_F_TIMEOUT(slot, changed_meanwhile, TIMEOUT)
 		TEST_ASSERT(!delete_region(self, self->good.slot), "Deletion failed: %s",
 			    strerror(errno));
 	}
-	WRITE_ONCE(racing_stop, true);
-	pthread_join(thread, NULL);
-	pr_info("# %lu private, %lu ordinary, %lu refused\n", private, ordinary, refused);
-	TEST_ASSERT(refused, "No race");
+	racing_end(thread);
+
+	/* The old ioctl looks at the flags first: it refuses what they are not any more. */
+	thread = racing_start(&self->good, false);
+	for (i = 0; i < 1000 || (self->ioctl == KVM_SET_USER_MEMORY_REGION && !torn); i++) {
+		if (set_region(self, &racing_region))
+			torn++;
+		else
+			delete_region(self, self->good.slot);
+	}
+	racing_end(thread);
+	pr_info("# %lu private, %lu ordinary, %lu refused, %lu for a change\n", private, ordinary,
+		refused, torn);
+	TEST_ASSERT(refused, "What is wrong was not refused");
+	TEST_ASSERT(!torn || self->ioctl == KVM_SET_USER_MEMORY_REGION, "Refused without a reason");
 	assert_good(self);
 	free(bitmap);
 }

@@ -592,6 +592,7 @@ static inline long read_hugetlb_used(void)
 	long nr = read_hugetlb("nr_hugepages"), nr_free = read_hugetlb("free_hugepages");
 
 	TEST_ASSERT(nr > 0 && nr_free >= 0, "No huge pages of %lu kB", UNIT / SZ_1K);
+	TEST_ASSERT(nr_free <= nr, "%ld huge pages are free, of %ld", nr_free, nr);
 	return nr - nr_free;
 }
 
