@@ -4,9 +4,9 @@
  * let go, and the other side does meanwhile what it wants. The parameters, in
  * /sys/module/hold/parameters:
  *
- * at     the name of a tracepoint: the next task of the writer's process that
- *        comes there is held. An empty name lets it go, and waits until it has
- *        gone.
+ * at     the name of a tracepoint, of the kernel or of a module that is loaded:
+ *        the next task of the writer's process that comes there is held. An empty
+ *        name lets it go, and waits until it has gone.
  * state  "armed"; "held", by now; "free", let go, or never armed; "late", nobody
  *        has let it go within LIMIT_NS
  * hits   how often the process has been at the tracepoint since it was armed
@@ -16,6 +16,7 @@
  * moment at which nobody can be in the probe.
  */
 #include <linux/module.h>
+#include <linux/notifier.h>
 #include <linux/processor.h>
 #include <linux/sched.h>
 #include <linux/timekeeping.h>
@@ -30,6 +31,7 @@ static const char *const state_names[] = { "free", "armed", "held", "late" };
 
 static DEFINE_MUTEX(lock);		/* of what is registered */
 static struct tracepoint *where;
+static struct module *owner;		/* of it, with a reference, or NULL */
 static atomic_t state = ATOMIC_INIT(HOLD_FREE);
 static atomic_t inside = ATOMIC_INIT(0);
 static atomic_t hits = ATOMIC_INIT(0);
@@ -60,6 +62,8 @@ out:
 struct wanted {
 	const char *name;
 	struct tracepoint *found;
+	struct module *owner;
+	struct notifier_block nb;
 };
 
 static void match(struct tracepoint *tp, void *priv)
@@ -68,6 +72,30 @@ static void match(struct tracepoint *tp, void *priv)
 
 	if (!strcmp(tp->name, wanted->name))
 		wanted->found = tp;
+}
+
+/* To be asked for those of modules one has to be interested in modules that come. */
+static int match_module(struct notifier_block *nb, unsigned long action, void *data)
+{
+	struct wanted *wanted = container_of(nb, struct wanted, nb);
+	struct module *mod = ((struct tp_module *)data)->mod;
+	unsigned int i;
+
+	for (i = 0; i < mod->num_tracepoints && !wanted->found; i++) {
+		match(tracepoint_ptr_deref(&mod->tracepoints_ptrs[i]), wanted);
+		if (wanted->found && !try_module_get(mod))
+			wanted->found = NULL;
+		else if (wanted->found)
+			wanted->owner = mod;
+	}
+	return NOTIFY_OK;
+}
+
+static void find(struct wanted *wanted)
+{
+	for_each_kernel_tracepoint(match, wanted);
+	if (!wanted->found && !register_tracepoint_module_notifier(&wanted->nb))
+		unregister_tracepoint_module_notifier(&wanted->nb);
 }
 
 /* Who was late stays late. */
@@ -83,20 +111,24 @@ static void let_go(void)
 
 static int arm(const char *name)
 {
-	struct wanted wanted = { .name = name };
+	struct wanted wanted = { .name = name, .nb = { match_module } };
 	int error;
 
-	for_each_kernel_tracepoint(match, &wanted);
+	find(&wanted);
 	if (!wanted.found)
 		return -ENOENT;
 	if (wanted.found != where) {
 		if (where)
 			tracepoint_probe_unregister(where, probe, NULL);
 		where = NULL;
+		module_put(owner);
+		owner = wanted.owner;
 		error = tracepoint_probe_register(wanted.found, probe, NULL);
 		if (error)
 			return error;
 		where = wanted.found;
+	} else {
+		module_put(wanted.owner);
 	}
 	WRITE_ONCE(whose, current->tgid);
 	atomic_set(&hits, 0);

@@ -57,8 +57,8 @@ struct operation {
 	void (*done)(struct world *w);
 	/* Another vCPU reads the units that it is about all the while. */
 	bool in_use;
-	/* hugetlbfs has no such thing. */
-	bool of_shmem;
+	/* Huge ones have no such thing, or too much of it. */
+	bool of_small_pages;
 };
 
 /* --- making things fail --- */
@@ -738,7 +738,7 @@ static const struct operation operations[] = {
 	{ "delete a slot", prepare_shared, run_delete, 0, 0, unchanged_shared, done_delete },
 	{ "run: faults", prepare_unmapped, run_vcpu, 0, 0, unchanged_run, done_run },
 	{ "run: faults on what is in swap", prepare_swapped, run_vcpu, EFAULT, EIO,
-	  unchanged_swapped, done_swapped, .of_shmem = true },
+	  unchanged_swapped, done_swapped, .of_small_pages = true },
 	{ "run: the first one", prepare_first_run, run_first_run, 0, 0, unchanged_first_run,
 	  done_first_run },
 	{ "KVM_PRE_FAULT_MEMORY", prepare_unmapped, run_prefault, 0, 0, after_prefault,
@@ -771,8 +771,8 @@ static void inject(struct world *w, const struct operation *op, enum failure kin
 	int n, failed = 0, survived = 0;
 	bool injected = true;
 
-	if (op->of_shmem && backing_is_hugetlb()) {
-		ksft_test_result_skip("%s: hugetlbfs has no such thing\n", op->name);
+	if (op->of_small_pages && backing_is_huge()) {
+		ksft_test_result_skip("%s: a matter of small pages\n", op->name);
 		return;
 	}
 	for (n = 1; injected; n++) {
