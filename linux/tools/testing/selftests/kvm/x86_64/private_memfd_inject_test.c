@@ -267,17 +267,22 @@ static void done_resize(struct world *w)
 }
 
 /* Content, then the seal. */
-static void prepare_seal(struct world *w)
+static void new_filled(struct world *w, uint64_t nr)
 {
 	uint64_t i;
 	char *p;
 
-	w->new_fd = backing_memfd(w->nr_op * UNIT, MFD_ALLOW_SEALING);
-	p = mmap(NULL, w->nr_op * UNIT, PROT_READ | PROT_WRITE, MAP_SHARED, w->new_fd, 0);
+	w->new_fd = backing_memfd(nr * UNIT, MFD_ALLOW_SEALING);
+	p = mmap(NULL, nr * UNIT, PROT_READ | PROT_WRITE, MAP_SHARED, w->new_fd, 0);
 	TEST_ASSERT(p != MAP_FAILED, "mmap() failed: %s", strerror(errno));
-	for (i = 0; i < w->nr_op; i++)
+	for (i = 0; i < nr; i++)
 		p[i * UNIT] = i + 1;
-	munmap(p, w->nr_op * UNIT);
+	munmap(p, nr * UNIT);
+}
+
+static void prepare_seal(struct world *w)
+{
+	new_filled(w, w->nr_op);
 }
 
 /* And pages past the size, in part of a huge page that has some before it. */
@@ -285,9 +290,7 @@ static void prepare_seal(struct world *w)
 
 static void prepare_seal_past(struct world *w)
 {
-	w->nr_op -= NR_PAST;
-	prepare_seal(w);
-	w->nr_op += NR_PAST;
+	new_filled(w, w->nr_op - NR_PAST);
 	memfd_to_private(w->new_fd, (w->nr_op - NR_PAST) * UNIT, NR_PAST * UNIT);
 }
 
@@ -327,20 +330,23 @@ static void unchanged_seal_past(struct world *w)
 	close(w->new_fd);
 }
 
-static void done_seal(struct world *w)
+static void assert_sealed(struct world *w, uint64_t nr)
 {
 	char byte;
 
 	TEST_ASSERT(pread(w->new_fd, &byte, 1, 0) == -1 && errno == EPERM, "Not sealed");
-	TEST_ASSERT_EQ(memfd_nr_private(w->new_fd), w->nr_op);
+	TEST_ASSERT_EQ(memfd_nr_private(w->new_fd), nr);
 	done_create(w);
+}
+
+static void done_seal(struct world *w)
+{
+	assert_sealed(w, w->nr_op);
 }
 
 static void done_seal_past(struct world *w)
 {
-	w->nr_op -= NR_PAST;
-	done_seal(w);
-	w->nr_op += NR_PAST;
+	assert_sealed(w, w->nr_op - NR_PAST);
 }
 
 static void prepare_holes(struct world *w)

@@ -1088,7 +1088,6 @@ TEST_F_TIMEOUT(guest, hard_offline, TIMEOUT)
 /* A VMM that is about to lose a page, and what it does then. */
 struct dying {
 	uint64_t pfn;
-	int lead;		/* of the failure, in microseconds; less than 0, of the end */
 	bool go, ends;
 };
 
@@ -1127,7 +1126,8 @@ static void end_by_signal(struct vmm *vmm)
 static struct end {
 	void (*fn)(struct vmm *vmm);
 	const char *name;
-	int lead, met;		/* what makes it likely to meet, and how often it did */
+	int lead;		/* of the failure, in microseconds; less than 0, of the end */
+	int met;		/* how often both were under way */
 } ends[] = {
 	{ end_by_punch, "punches" },
 	{ end_of_file, "closes the file" },
@@ -1147,7 +1147,7 @@ static void live_and_end(struct dying *dying, struct end *end)
 	WRITE_ONCE(dying->pfn, pfns[SMALL_PAGE]);
 	while (!READ_ONCE(dying->go))
 		;
-	usleep(max(dying->lead, 0));
+	usleep(max(end->lead, 0));
 	WRITE_ONCE(dying->ends, true);
 	end->fn(&vmm);
 	_exit(0);
@@ -1168,7 +1168,7 @@ enum failed { IN_TIME, MEANWHILE, TOO_LATE };
 static enum failed fail_and_end(struct dying *dying, struct end *end)
 {
 	pid_t pid = fork();
-	bool there, ends;
+	bool there, ending;
 	int status;
 
 	TEST_ASSERT(pid >= 0, "fork() failed: %s", strerror(errno));
@@ -1179,15 +1179,15 @@ static enum failed fail_and_end(struct dying *dying, struct end *end)
 		usleep(1000);
 	}
 	WRITE_ONCE(dying->go, true);
-	usleep(max(-dying->lead, 0));
+	usleep(max(-end->lead, 0));
 	there = !has_ended(pid);
 	/* Any result is right: the frame may be free by now, or somebody else's. */
 	page_offline(MEMORY "hard_offline_page", dying->pfn);
-	ends = READ_ONCE(dying->ends);
+	ending = READ_ONCE(dying->ends);
 	TEST_ASSERT(waitpid(pid, &status, 0) == pid &&
 		    (WIFSIGNALED(status) ? WTERMSIG(status) == SIGKILL : !status),
 		    "A VMM has ended with status %#x", status);
-	return !there ? TOO_LATE : ends ? MEANWHILE : IN_TIME;
+	return !there ? TOO_LATE : ending ? MEANWHILE : IN_TIME;
 }
 
 /*
@@ -1199,6 +1199,7 @@ TEST_F_TIMEOUT(life, hard_offline_and_end, TIMEOUT)
 {
 	const int nr = scaled(nr_units(40, 20, 4));
 	struct dying *dying;
+	struct end *end;
 	int i, met = 0;
 
 	if (access(TRACE_EVENT, W_OK))
@@ -1208,9 +1209,8 @@ TEST_F_TIMEOUT(life, hard_offline_and_end, TIMEOUT)
 
 	dying = map_for_children(sizeof(*dying));
 	for (i = 0; i < nr || (met < ARRAY_SIZE(ends) && i < 3 * nr); i++) {
-		struct end *end = &ends[i % ARRAY_SIZE(ends)];
-
-		*dying = (struct dying) { .lead = end->lead };
+		end = &ends[i % ARRAY_SIZE(ends)];
+		*dying = (struct dying) {};
 		switch (fail_and_end(dying, end)) {
 		case IN_TIME:
 			end->lead -= 250;
@@ -1223,10 +1223,10 @@ TEST_F_TIMEOUT(life, hard_offline_and_end, TIMEOUT)
 		}
 	}
 	munmap(dying, sizeof(*dying));
-	for (met = 0; met < ARRAY_SIZE(ends); met++) {
-		pr_info("# %d of %lu failed while the VMM %s\n", ends[met].met,
-			i / ARRAY_SIZE(ends), ends[met].name);
-		TEST_ASSERT(ends[met].met, "Always before or after the VMM %s", ends[met].name);
+	for (end = ends; end < ends + ARRAY_SIZE(ends); end++) {
+		pr_info("# %d of %lu failed while the VMM %s\n", end->met,
+			i / ARRAY_SIZE(ends), end->name);
+		TEST_ASSERT(end->met, "Always before or after the VMM %s", end->name);
 	}
 	/* A frame that has failed is nobody's, and never free again. */
 	self->before.hugetlb_used += backing_is_hugetlb() ? i : 0;

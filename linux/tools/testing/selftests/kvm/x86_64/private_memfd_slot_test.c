@@ -499,7 +499,7 @@ TEST_F(slot, end_of_memory)
 }
 
 static struct kvm_userspace_memory_region2 racing_region;
-static bool racing_stop;
+static bool racing_wrong, racing_stop;
 
 /* What it changes to is good at any moment; or not, if it is to be wrong. */
 static void *racing_thread(void *arg)
@@ -509,12 +509,11 @@ static void *racing_thread(void *arg)
 		KVM_MEM_PRIVATE | KVM_MEM_LOG_DIRTY_PAGES,
 	};
 	const uint64_t size = racing_region.memory_size;
-	const bool *wrong = arg;
 	unsigned int i;
 
 	for (i = 0; !READ_ONCE(racing_stop); i++) {
-		WRITE_ONCE(racing_region.flags, flags[i % (*wrong ? 3 : 2)]);
-		if (i % 5 == 0 && *wrong)
+		WRITE_ONCE(racing_region.flags, flags[i % (racing_wrong ? 3 : 2)]);
+		if (i % 5 == 0 && racing_wrong)
 			WRITE_ONCE(racing_region.memory_size, 0);
 		if (i % 5 == 1)
 			WRITE_ONCE(racing_region.memory_size, size);
@@ -527,13 +526,12 @@ static void *racing_thread(void *arg)
 
 static pthread_t racing_start(const struct kvm_userspace_memory_region2 *good, bool wrong)
 {
-	static bool arg;
 	pthread_t thread;
 
 	racing_region = *good;
+	racing_wrong = wrong;
 	racing_stop = false;
-	arg = wrong;
-	pthread_create(&thread, NULL, racing_thread, &arg);
+	pthread_create(&thread, NULL, racing_thread, NULL);
 	return thread;
 }
 
