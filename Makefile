@@ -37,7 +37,7 @@ clean:
 #: make clean     remove build/
 #:
 #: Variables: T=name[,name] or G=group[,group] choose tests (tests/list), LIST=file adds some, SCALE=N gives them more time,
-#: KERNEL=normal|modular|debug|kcsan|measured|small|deb|base is the kernel (configs/; also two in one: debug-modular),
+#: KERNEL=normal|modular|debug|lockdep|kcsan|measured|small|deb|base is the kernel (configs/; also two in one: debug-modular),
 #: CC= the compiler, J=N jobs, ACCEL=tcg|auto|hw the machine, QEMU_ARGS= more for it,
 #: FORCE=1 discards commits of build/linux that were not written back.
 #: LINUX=, OUT=, BUILD= use a kernel tree of your own as it is, its object folder, and another work folder.

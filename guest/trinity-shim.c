@@ -42,7 +42,7 @@ static const char * const names[] = {
 
 static struct count *counts;
 
-/* Of this process: a child has no use for its parent's VM. */
+/* Of this process: a child has no use for its parent's VM. Half of the files all of them have in common. */
 static pid_t owner;
 static int files[NR_FILES], vm, vcpu;
 static char *shared;
@@ -65,7 +65,24 @@ static void count(int what)
 		digits[i] = '0';
 }
 
-static void __attribute__((constructor)) make_counts(void)
+static int new_file(unsigned int flags)
+{
+	int fd = memfd_create("trinity", flags);
+
+	if (fd >= 0 && ftruncate(fd, FILE_PAGES * PAGE))
+		fd = -1;
+	return fd;
+}
+
+static void new_files(int from, int to)
+{
+	int i;
+
+	for (i = from; i < to; i++)
+		files[i] = new_file(i % 2 ? MFD_ALLOW_SEALING : MFD_INACCESSIBLE);
+}
+
+static void __attribute__((constructor)) start(void)
 {
 	int fd = open(getenv("TRINITY_COUNTS") ?: "/dev/null", O_RDWR), i, j;
 
@@ -83,6 +100,7 @@ static void __attribute__((constructor)) make_counts(void)
 			counts[i].name[j] = names[i][j];
 		counts[i].name[15] = '\n';
 	}
+	new_files(0, NR_FILES / 2);
 }
 
 static long raw(long nr, const long a[NR_ARGS])
@@ -99,27 +117,15 @@ static long raw(long nr, const long a[NR_ARGS])
 	return -1;
 }
 
-static int new_file(unsigned int flags)
-{
-	int fd = memfd_create("trinity", flags);
-
-	if (fd >= 0 && ftruncate(fd, FILE_PAGES * PAGE))
-		fd = -1;
-	return fd;
-}
-
 /* What a process needs of its own. */
 static void settle(void)
 {
-	int i;
-
 	if (owner == getpid())
 		return;
 	owner = getpid();
 	state = 88172645463325252ull + owner * 7919ull;
 	vm = -1;
-	for (i = 0; i < NR_FILES; i++)
-		files[i] = new_file(i % 2 ? MFD_ALLOW_SEALING : MFD_INACCESSIBLE);
+	new_files(NR_FILES / 2, NR_FILES);
 }
 
 /* A child that never gets here is gone at once; who has had a VM waits for RCU. */
@@ -184,7 +190,7 @@ static long ours(long nr, long a[NR_ARGS])
 		ret = raw(nr, a);
 		if (ret >= 0 && a[1] & MFD_INACCESSIBLE)
 			count(CREATED);
-		if (ret >= 0 && !ftruncate(ret, FILE_PAGES * PAGE)) {
+		if (ret >= 0 && file >= files + NR_FILES / 2 && !ftruncate(ret, FILE_PAGES * PAGE)) {
 			close(*file);
 			*file = ret;
 		}

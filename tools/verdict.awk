@@ -237,7 +237,8 @@ BEGIN {
 	BAD = "WARNING:|BUG:|BUG [a-z]|Oops|KASAN|KFENCE|UBSAN|refcount_t:|cut here|general protection|Unable to handle"
 	BAD = BAD "|Kernel panic|Bad page|bad page|double fault|soft lockup|hard LOCKUP|INFO: task .* blocked|rcu.*(stall|detected)"
 	BAD = BAD "|possible (circular|recursive|irq)|inconsistent lock state|suspicious RCU|lock held when|held lock freed"
-	BAD = BAD "|lock nesting|list_(add|del) corruption|page dumped because|kmemleak: [0-9]+ new suspected|ODEBUG|trace_printk"
+	BAD = BAD "|lock nesting|turning off the locking correctness validator|list_(add|del) corruption|page dumped because"
+	BAD = BAD "|kmemleak: [0-9]+ new suspected|ODEBUG|trace_printk"
 	BAD = BAD "|pagealloc: (single bit error|memory corruption)"
 
 	read_lists()

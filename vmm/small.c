@@ -174,10 +174,16 @@ static void check_keyed(struct session *s)
 	check(!memcmp(keyed, s->result.keyed, sizeof(keyed)), "... is the VMM's");
 }
 
+/* Looked at while there is nobody yet who could ask for a change. */
+static int start_guest(struct session *s)
+{
+	check_private_bytes(s, s->stage_len / PAGE_SIZE, "at the start");
+	printf("- the guest computes\n");
+	return vm_start(&s->vm);
+}
+
 static int run_guest(struct session *s)
 {
-	printf("- the guest computes\n");
-	check_private_bytes(s, s->stage_len / PAGE_SIZE, "at the start");
 	if (run_to(s, STEP_RESULT) || take_result(s))
 		return -1;
 	check_private_bytes(s, 1, "with the result shared");
@@ -238,7 +244,7 @@ int run_small(const struct options *opt)
 	s = (struct session){ .deadline = opt->deadline };
 	if (!ram_create(&s.ram, &opt->ram) && !vm_create(&s.vm, &s.ram, &opt->vm) &&
 	    !load(&s, opt, &entry) && !vm_set_up(&s.vm, &entry) && !fill_mailbox(&s, opt) &&
-	    !vm_start(&s.vm)) {
+	    !start_guest(&s)) {
 		ret = run_guest(&s);
 		vm_stop(&s.vm);
 		report_summary(&s.vm);

@@ -1268,7 +1268,8 @@ TEST_F_TIMEOUT(race, seal, 300)
 	struct race *r = &self->r;
 	double end = now() + 1.5 * scale();
 
-	while (now() < end && !r->failure[0])
+	/* Where it matters who wins, for as long as it takes to see both. */
+	while ((now() < end || (variant->s.contest && r->round < 100)) && !r->failure[0])
 		one_round(r);
 	EXPECT_STREQ("", r->failure)
 		TH_LOG("in round %u", r->round);
@@ -1277,7 +1278,7 @@ TEST_F_TIMEOUT(race, seal, 300)
 		EXPECT_LT(0, r->collapsed)
 			TH_LOG("nothing was ever collapsed");
 	/* Else it was no race. One processor alone can't hold one. */
-	if (variant->s.contest && r->round > 100 && sysconf(_SC_NPROCESSORS_ONLN) > 1) {
+	if (variant->s.contest && sysconf(_SC_NPROCESSORS_ONLN) > 1) {
 		EXPECT_LT(0, r->granted);
 		EXPECT_LT(0, r->busy);
 	}

@@ -393,6 +393,11 @@ TEST_F(late, soft_offline)
 	close(fd);
 }
 
+static int hard_offline(uint64_t pfn)
+{
+	return write_file(OFFLINE "hard_offline_page", "%#llx", (unsigned long long)(pfn * PAGE));
+}
+
 /* A page with an error stays what it is, until it is punched. */
 TEST_F(late, memory_failure)
 {
@@ -401,8 +406,7 @@ TEST_F(late, memory_failure)
 	if (!pfn || access(OFFLINE "hard_offline_page", W_OK))
 		SKIP(return, "memory failure (CONFIG_MEMORY_FAILURE, CONFIG_PROC_PAGE_MONITOR)");
 	ASSERT_EQ(0, late_seal(self->fd));
-	ASSERT_EQ(0, write_file(OFFLINE "hard_offline_page", "%#llx",
-				(unsigned long long)(pfn * PAGE)));
+	ASSERT_EQ(0, hard_offline(pfn));
 	is_sealed(self->fd, self->model, NR);
 	EXPECT_EQ(0, do_fallocate(self->fd, 0, 0, SIZE));
 	is_sealed(self->fd, self->model, NR);
@@ -414,11 +418,62 @@ TEST_F(late, memory_failure)
 	is_sealed(self->fd, self->model, NR);
 }
 
+/*
+ * It has the error before, after, or while it is sealed: with it there is one who
+ * refers to the page for good.
+ */
+TEST_F(late, memory_failure_meanwhile)
+{
+	unsigned int sealed = 0, refused = 0, us = 1000, round;
+	long failed = meminfo_kb("HardwareCorrupted");
+	uint64_t pfn;
+	pid_t pid;
+	int fd, r;
+
+	if (ON_HUGETLBFS)
+		SKIP(return, OF_SHMEM);
+	if (!pfn_of_page(self->fd, 3) || access(OFFLINE "hard_offline_page", W_OK))
+		SKIP(return, "memory failure (CONFIG_MEMORY_FAILURE, CONFIG_PROC_PAGE_MONITOR)");
+	for (round = 0; round < 60; round++) {
+		fd = mfd_filled(0, SIZE);
+		ASSERT_LE(0, fd);
+		pfn = pfn_of_page(fd, 3);
+		pid = fork();
+		ASSERT_LE(0, pid);
+		if (!pid) {
+			hard_offline(pfn);
+			_exit(0);
+		}
+		usleep(us / 2 + rnd(us));
+		r = late_seal(fd);
+		ASSERT_EQ(pid, waitpid(pid, NULL, 0));
+		if (r) {
+			EXPECT_EQ(-EBUSY, r);
+			EXPECT_EQ(0, fcntl(fd, F_GET_SEALS));
+			us -= us / 4;
+			refused++;
+		} else {
+			is_sealed(fd, self->model, NR);
+			EXPECT_EQ(0, do_fallocate(fd, PUNCH, 3 * UNIT, UNIT));
+			EXPECT_EQ(0, do_fallocate(fd, 0, 3 * UNIT, UNIT));
+			is_sealed(fd, self->model, NR);
+			us += us / 4 + 10;
+			sealed++;
+		}
+		close(fd);
+	}
+	TH_LOG("%u times sealed, %u times refused", sealed, refused);
+	EXPECT_LT(0, sealed);
+	EXPECT_LT(0, refused);
+	EXPECT_EQ(failed + round * (long)PAGE / 1024, meminfo_kb("HardwareCorrupted"));
+}
+
 TEST_F(late, memory_failure_in_huge_page)
 {
 	const unsigned int nr = 512;
 	unsigned char *model = malloc(nr);
 	uint64_t pfn;
+	long failed;
 	int fd;
 
 	if (ON_HUGETLBFS)
@@ -432,7 +487,10 @@ TEST_F(late, memory_failure_in_huge_page)
 		SKIP(return, "memory failure (CONFIG_MEMORY_FAILURE, CONFIG_PROC_PAGE_MONITOR)");
 	memset(model, 1, nr);
 	ASSERT_EQ(0, late_seal(fd));
-	write_file(OFFLINE "hard_offline_page", "%#llx", (unsigned long long)(pfn * PAGE));
+	/* Which may be the last word, if the huge page can't be split. */
+	failed = meminfo_kb("HardwareCorrupted");
+	hard_offline(pfn);
+	EXPECT_LT(failed, meminfo_kb("HardwareCorrupted"));
 	is_sealed(fd, model, nr);
 	EXPECT_EQ(0, do_fallocate(fd, PUNCH, 100 * PAGE, PAGE));
 	model[100] = 0;

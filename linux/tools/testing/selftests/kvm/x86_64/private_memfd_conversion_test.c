@@ -21,8 +21,6 @@
 #define WINDOW_PAGES		nr_units(SZ_4M / PAGE_SIZE, 64, 2)
 #define WINDOW_SIZE		(WINDOW_PAGES * UNIT)
 
-#define TIMEOUT			240
-
 /* A slot, or several that follow each other, and what they should hold. */
 struct window {
 	struct kvm_vm *vm;

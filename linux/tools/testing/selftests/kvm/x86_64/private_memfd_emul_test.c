@@ -19,8 +19,6 @@
 
 #include "private_memfd.h"
 
-#define TIMEOUT		120
-
 /* Ordinary memory, where the image is before it becomes private. */
 #define LOW_SIZE	SZ_512K
 #define LOW_LOADER	0x1000ul
@@ -1280,7 +1278,7 @@ TEST_F_TIMEOUT(emul, converted_all_the_time, TIMEOUT)
 	end = time(NULL) + 4;
 	while (time(NULL) < end ||
 	       ((READ_ONCE(converter.conversions) <= 10 || !all_met(seen)) &&
-		time(NULL) < end + TIMEOUT / 2)) {
+		time(NULL) < end + 60)) {
 		self->regs.rsi = data + 8;
 		TEST_ASSERT(run_to_any_end(self, LABEL(fep_load), &sregs), "The load failed");
 		TEST_ASSERT(!self->regs.rax || self->regs.rax == alias_word(SPARE, 8),
@@ -1367,7 +1365,7 @@ TEST_F_TIMEOUT(emul, slot_comes_and_goes, TIMEOUT)
 	pthread_create(&thread, NULL, change_slot, &changer);
 	end = time(NULL) + 3;
 	while (time(NULL) < end ||
-	       ((!seen[0] || !seen[1] || !anew) && time(NULL) < end + TIMEOUT / 2)) {
+	       ((!seen[0] || !seen[1] || !anew) && time(NULL) < end + 60)) {
 		bool mmio = false;
 		int r;
 

@@ -14,8 +14,6 @@
 
 #include "private_memfd.h"
 
-#define TIMEOUT		120
-
 #define HOLD		"/sys/module/hold/parameters/"
 #define CLOCK		"/sys/devices/system/clocksource/clocksource0/current_clocksource"
 #define FAULT		"kvm_memfile_get_pfn"
@@ -31,11 +29,22 @@
 /* In microseconds: long enough for who can go on, and no failure if it was not. */
 #define SOME_TIME	100000
 
-/* What the guest is to do: load, or store, and load. */
+/* What the guest is to do: load, or store, or have it sent to a port, and load. */
 static struct {
 	uint64_t gpa;
 	uint64_t store;
+	uint64_t send;
 } order;
+
+#define PORT		0x40
+
+/* By an instruction that KVM emulates, so that it is KVM who reads the page. */
+static void send(uint64_t from)
+{
+	uint64_t nr = sizeof(uint64_t);
+
+	asm volatile("rep outsb" : "+S" (from), "+c" (nr) : "d" (PORT) : "memory");
+}
 
 static void guest_code(void)
 {
@@ -44,6 +53,8 @@ static void guest_code(void)
 
 		if (order.store)
 			WRITE_ONCE(*p, VALUE);
+		if (order.send)
+			send(order.gpa);
 		GUEST_SYNC(READ_ONCE(*p));
 	}
 }
@@ -195,6 +206,7 @@ static void give_order(held_data *self, uint64_t page, bool store)
 {
 	order.gpa = PRIVATE_GPA + page * UNIT;
 	order.store = store;
+	order.send = false;
 	sync_global_to_guest(self->vm, order);
 }
 
@@ -577,24 +589,82 @@ static void failure_goes_on(pthread_t thread, struct offline *offline)
 		    strerror(offline->r));
 }
 
-/* A fault on it waits, or not; it does not get the page. */
-TEST_F_TIMEOUT(held, failure_and_fault, TIMEOUT)
+/* Who asks for it just then waits, or not. */
+static void failure_and(held_data *self, void *(*fn)(void *))
 {
 	struct offline offline;
 	pthread_t thread;
 
-	if (!pages_can_fail())
-		SKIP(return, "There is no " OFFLINE ", or the page is too large");
 	hold_failure(self, 1, &thread, &offline);
-	give_order(self, 1, true);
-	start(&self->thread, vcpu_thread, self);
+	start(&self->thread, fn, self);
 	give_time();
 	failure_goes_on(thread, &offline);
 	pthread_join(self->thread, NULL);
+}
+
+static void *store_thread(void *arg)
+{
+	give_order(arg, 1, true);
+	return vcpu_thread(arg);
+}
+
+/* A fault does not get the page. */
+TEST_F_TIMEOUT(held, failure_and_fault, TIMEOUT)
+{
+	if (!pages_can_fail())
+		SKIP(return, "There is no " OFFLINE ", or the page is too large");
+	failure_and(self, store_thread);
 	assert_failed(self, 1);
 	replace(self, 1);
 	vcpu_run(self->vcpu);
 	expect_now(self, 1, VALUE);
+	expect_now(self, 0, 0);
+}
+
+/* Nor is it mapped in advance. */
+TEST_F_TIMEOUT(held, failure_and_prefault, TIMEOUT)
+{
+	if (!pages_can_fail())
+		SKIP(return, "There is no " OFFLINE ", or the page is too large");
+	failure_and(self, prefault_thread);
+	TEST_ASSERT(self->r && self->error == EHWPOISON, "KVM_PRE_FAULT_MEMORY: %d, %s", self->r,
+		    strerror(self->error));
+	replace(self, 1);
+	expect_now(self, 1, 0);
+	expect_now(self, 0, 0);
+}
+
+static void *send_thread(void *arg)
+{
+	held_data *self = arg;
+
+	give_order(self, 1, false);
+	order.send = true;
+	sync_global_to_guest(self->vm, order);
+	return vcpu_thread(self);
+}
+
+/* Nor read by KVM. */
+TEST_F_TIMEOUT(held, failure_and_emulation, TIMEOUT)
+{
+	struct kvm_run *run = self->vcpu->run;
+	struct ucall uc;
+	int sent;
+
+	if (!pages_can_fail())
+		SKIP(return, "There is no " OFFLINE ", or the page is too large");
+	failure_and(self, send_thread);
+	assert_failed(self, 1);
+	replace(self, 1);
+	for (sent = 0; sent < sizeof(uint64_t); sent += run->io.count) {
+		vcpu_run(self->vcpu);
+		TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
+		TEST_ASSERT_EQ(run->io.port, PORT);
+		TEST_ASSERT_EQ(*((char *)run + run->io.data_offset), 0);
+	}
+	vcpu_run(self->vcpu);
+	TEST_ASSERT_EQ(get_ucall(self->vcpu, &uc), UCALL_SYNC);
+	TEST_ASSERT_EQ(uc.args[1], 0);
 	expect_now(self, 0, 0);
 }
 
@@ -683,6 +753,44 @@ TEST_F_TIMEOUT(held, middle_of_conversion, TIMEOUT)
 	pthread_join(thread, NULL);
 	TEST_ASSERT_EQ(READ_ONCE(*shared(self, 1)), VALUE);
 	expect_now(self, 0, 0);
+}
+
+static void *allocate_thread(void *arg)
+{
+	struct convert *convert = arg;
+
+	begin();
+	memfd_to_private(convert->fd, UNIT, UNIT);
+	WRITE_ONCE(convert->done, true);
+	return NULL;
+}
+
+/*
+ * The same the other way round: the page has come, and consumers wait for the
+ * end. The shared one is out of reach, and nobody gets the private one yet.
+ */
+TEST_F_TIMEOUT(held, middle_of_allocation, TIMEOUT)
+{
+	struct convert convert = { .fd = self->fd };
+	pthread_t thread;
+
+	memfd_to_shared(self->fd, 0, SIZE);
+	expect_now(self, 1, ALIAS);
+	expect_now(self, 0, ALIAS);
+	write_text(HOLD "at", "mm_filemap_add_to_page_cache");
+	start(&thread, allocate_thread, &convert);
+	hold_wait();
+	expect_now(self, 0, ALIAS);
+	give_order(self, 1, true);
+	start(&self->thread, vcpu_thread, self);
+	give_time();
+	TEST_ASSERT(!READ_ONCE(self->returned), "A fault on a page that is just being allocated");
+	TEST_ASSERT_EQ(nr_private_mapped(self->vm), 0);
+	expect(self, VALUE);
+	pthread_join(thread, NULL);
+	TEST_ASSERT_EQ(READ_ONCE(*shared(self, 1)), ALIAS);
+	TEST_ASSERT_EQ(nr_private_mapped(self->vm), 1);
+	expect_now(self, 0, ALIAS);
 }
 
 /* Told, and the lock not given back: another one waits. */

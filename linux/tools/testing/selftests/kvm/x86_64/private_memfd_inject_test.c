@@ -606,6 +606,25 @@ static void done_swapped(struct world *w)
 	check_all(w, 0, 0, 0);
 }
 
+/* Holes, without the pages to be read first. */
+static int run_punch_swapped(struct world *w)
+{
+	return fallocate(w->fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, UNIT, 3 * UNIT);
+}
+
+static void done_punch_swapped(struct world *w)
+{
+	TEST_ASSERT(is_private(w, 0) && is_private(w, 4), "Units beside the hole are gone");
+	TEST_ASSERT_EQ(memfd_nr_private(w->fd), w->nr - 3);
+	check_all(w, 1, 3, 0);
+}
+
+/* They are private, so there is nothing to do. */
+static int run_allocate_swapped(struct world *w)
+{
+	return fallocate(w->fd, FALLOC_FL_KEEP_SIZE, 0, NR_SWAPPED * UNIT);
+}
+
 static int run_prefault(struct world *w)
 {
 	struct kvm_pre_fault_memory range = {
@@ -745,6 +764,10 @@ static const struct operation operations[] = {
 	{ "run: faults", prepare_unmapped, run_vcpu, 0, 0, unchanged_run, done_run },
 	{ "run: faults on what is in swap", prepare_swapped, run_vcpu, EFAULT, EIO,
 	  unchanged_swapped, done_swapped, .of_small_pages = true },
+	{ "punch what is in swap", prepare_swapped, run_punch_swapped, EBUSY, 0,
+	  unchanged_swapped, done_punch_swapped, .of_small_pages = true },
+	{ "allocate what is in swap", prepare_swapped, run_allocate_swapped, ENOSPC, 0,
+	  unchanged_swapped, unchanged_swapped, .of_small_pages = true },
 	{ "run: the first one", prepare_first_run, run_first_run, 0, 0, unchanged_first_run,
 	  done_first_run },
 	{ "KVM_PRE_FAULT_MEMORY", prepare_unmapped, run_prefault, 0, 0, after_prefault,

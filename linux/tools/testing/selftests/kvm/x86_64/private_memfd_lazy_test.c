@@ -12,8 +12,6 @@
 
 #include "private_memfd.h"
 
-#define TIMEOUT		240
-
 /* A huge page, if there are any. */
 #define NR_PAGES	nr_units(backing_is_huge() ? PAGES_PER_2M : 64, 64, 4)
 #define SIZE		(NR_PAGES * UNIT)

@@ -19,8 +19,6 @@
 
 #include "private_memfd.h"
 
-#define TIMEOUT		900
-
 #define PAGES_OF(level)	(PG_LEVEL_SIZE(level) / PAGE_SIZE)
 #define MAX_TOUCHED	64
 #define NR_LEVELS	(PG_LEVEL_1G + 1)

@@ -22,8 +22,6 @@
 #include "hyperv.h"
 #include "private_memfd.h"
 
-#define TIMEOUT		120
-
 /* One unit for the structures, and one on each side to see that it is only that. */
 #define NR_UNITS	3
 #define SIZE		(NR_UNITS * UNIT)

@@ -16,8 +16,6 @@
 
 #include "private_memfd.h"
 
-#define TIMEOUT		240
-
 /* Slots are made of pages, whatever the unit. */
 #define SIZE		max_t(uint64_t, SZ_2M, UNIT)
 #define SIZE_PAGES	(SIZE / PAGE_SIZE)

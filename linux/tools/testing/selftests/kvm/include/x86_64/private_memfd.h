@@ -121,6 +121,9 @@ static inline uint64_t nr_units(uint64_t of_4k, uint64_t of_2m, uint64_t of_1g)
 /* So many words of a unit stand for all of it, the first and the last included. */
 #define NR_PROBES		3
 
+/* Seconds for a test that may be slow; enough for a kernel that watches itself. */
+#define TIMEOUT		900
+
 /* Tests take longer, or shorter, by this environment variable: in percent. */
 static inline unsigned long scaled(unsigned long rounds)
 {
