@@ -687,7 +687,7 @@ TEST_F_TIMEOUT(lifetime, bind_converting, TIMEOUT)
 }
 
 /* Binds that fail hold nothing, and drop nothing that they don't hold. */
-TEST_F(lifetime, failed_binds)
+TEST_F_TIMEOUT(lifetime, failed_binds, TIMEOUT)
 {
 	struct machine *m = &self->m, other = { .fd = m->fd, .hva = m->hva };
 	int i, r;
@@ -745,7 +745,7 @@ static void *bind_in_vain(void *arg)
 }
 
 /* Content that nobody has come to own can be swapped and moved as before. */
-TEST_F(lifetime, failed_binds_leave_pages_evictable)
+TEST_F_TIMEOUT(lifetime, failed_binds_leave_pages_evictable, TIMEOUT)
 {
 	struct machine *m = &self->m;
 	struct in_vain in_vain = { .m = m };
