@@ -95,7 +95,7 @@ static void assert_left(const struct life *life, bool file, bool vm, const char 
 	long size;
 	int tries;
 
-	for (tries = 0; tries < 300; tries++) {
+	for (tries = 0; tries < 3000; tries++) {
 		read_counters(&now);
 		size = backing_is_hugetlb() ?
 		       (now.hugetlb_used - before->hugetlb_used) * (long)UNIT :
@@ -127,7 +127,7 @@ static void kvm_unload(const struct life *life, bool vm, const char *when)
 		return;
 
 	/* Who is gone may be in use for a moment. */
-	for (tries = 0; tries < 300 && r; tries++) {
+	for (tries = 0; tries < 3000 && r; tries++) {
 		r = syscall(__NR_delete_module, vendor_module(), O_NONBLOCK);
 		if (vm || !r || errno != EWOULDBLOCK)
 			break;

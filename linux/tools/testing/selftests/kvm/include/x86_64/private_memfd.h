@@ -642,7 +642,7 @@ static inline void assert_counters(const struct counters *before, const char *wh
 	int tries;
 
 	/* Some of it is left to workqueues.  And some may have been left to others before. */
-	for (tries = 0; tries < 300; tries++) {
+	for (tries = 0; tries < 3000; tries++) {
 		read_counters(&now);
 		if (now.shmem_kb <= before->shmem_kb &&
 		    now.hugetlb_used <= before->hugetlb_used &&
