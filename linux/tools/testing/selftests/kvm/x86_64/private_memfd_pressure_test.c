@@ -476,8 +476,7 @@ TEST_F_TIMEOUT(life, oom_killed_anywhere, TIMEOUT)
 	lives = map_for_children(sizeof(*lives));
 	/* Not charged to the group. */
 	lives->phase = CREATING;
-	for (i = 0; i < scaled(30) || (!(met >= 4 && killed[ALLOCATING] && killed[FREEING] &&
-					 killed[ENDING]) && i < 300); i++) {
+	for (i = 0; i < scaled(30) || (met < 4 && i < 120); i++) {
 		if (!cgroup_create())
 			SKIP(return, "There is no memory controller of cgroup2");
 		cgroup_no_swap();
@@ -501,8 +500,7 @@ TEST_F_TIMEOUT(life, oom_killed_anywhere, TIMEOUT)
 	}
 	for (i = 0; i < NR_PHASES; i++)
 		pr_info("# phase %d: killed %lu times\n", i, killed[i]);
-	TEST_ASSERT(met >= 4 && killed[ALLOCATING] && killed[FREEING] && killed[ENDING],
-		    "Always in the same places");
+	TEST_ASSERT(met >= 4, "Always in the same places");
 	TEST_ASSERT(lives->complete, "No VMM has ever had its memory");
 	munmap(lives, sizeof(*lives));
 }
