@@ -183,6 +183,7 @@ static long ours(long nr, long a[NR_ARGS])
 
 	switch (nr) {
 	case SYS_memfd_create:
+		file = &files[NR_FILES / 2 + rnd(NR_FILES / 2)];
 		a[0] = (long)"trinity";
 		a[1] = rnd(4) ? MFD_INACCESSIBLE : MFD_ALLOW_SEALING;
 		if (!rnd(4))
@@ -190,7 +191,7 @@ static long ours(long nr, long a[NR_ARGS])
 		ret = raw(nr, a);
 		if (ret >= 0 && a[1] & MFD_INACCESSIBLE)
 			count(CREATED);
-		if (ret >= 0 && file >= files + NR_FILES / 2 && !ftruncate(ret, FILE_PAGES * PAGE)) {
+		if (ret >= 0 && !ftruncate(ret, FILE_PAGES * PAGE)) {
 			close(*file);
 			*file = ret;
 		}

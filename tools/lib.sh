@@ -30,9 +30,12 @@ deb) # the same release and version string in the package and in what make test 
 	;;
 esac
 
-# kernel_has FRAGMENT: debug-modular has debug and modular.
-kernel_has() {
-	[[ -$KERNEL- = *-"$1"-* ]]
+# What a kernel consists of, fragments of configs/ save for normal and base: debug-modular is lockdep, debug and modular.
+parts=" ${KERNEL//-/ } "
+parts=${parts/ debug / lockdep debug }
+
+kernel_has() { # PART
+	[[ $parts = *" $1 "* ]]
 }
 
 # Compiler cache: used when it is there, never needed.

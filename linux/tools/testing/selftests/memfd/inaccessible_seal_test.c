@@ -393,6 +393,18 @@ TEST_F(late, soft_offline)
 	close(fd);
 }
 
+/*
+ * How long to wait for what happens next to somebody else: about as often before it
+ * as after it, so at times in between.
+ */
+static void aim(unsigned int *us, bool later)
+{
+	if (later)
+		*us += *us / 4 + 10;
+	else
+		*us -= *us / 4;
+}
+
 static int hard_offline(uint64_t pfn)
 {
 	return write_file(OFFLINE "hard_offline_page", "%#llx", (unsigned long long)(pfn * PAGE));
@@ -450,16 +462,15 @@ TEST_F(late, memory_failure_meanwhile)
 		if (r) {
 			EXPECT_EQ(-EBUSY, r);
 			EXPECT_EQ(0, fcntl(fd, F_GET_SEALS));
-			us -= us / 4;
 			refused++;
 		} else {
 			is_sealed(fd, self->model, NR);
 			EXPECT_EQ(0, do_fallocate(fd, PUNCH, 3 * UNIT, UNIT));
 			EXPECT_EQ(0, do_fallocate(fd, 0, 3 * UNIT, UNIT));
 			is_sealed(fd, self->model, NR);
-			us += us / 4 + 10;
 			sealed++;
 		}
+		aim(&us, !r);
 		close(fd);
 	}
 	TH_LOG("%u times sealed, %u times refused", sealed, refused);
@@ -1169,14 +1180,13 @@ TEST_F(late, killed)
 		usleep(us / 2 + rnd(us));
 		ASSERT_EQ(0, kill(pid, SIGKILL));
 		ASSERT_EQ(pid, waitpid(pid, NULL, 0));
-		/* About as often before the seal as after it, so at times between. */
 		if (fcntl(fd, F_GET_SEALS)) {
 			is_sealed(fd, self->model, NR);
-			us -= us / 4;
+			aim(&us, false);
 			sealed++;
 		} else {
 			is_open(_metadata, fd, &before);
-			us += us / 4 + 10;
+			aim(&us, true);
 			open++;
 		}
 		close(fd);

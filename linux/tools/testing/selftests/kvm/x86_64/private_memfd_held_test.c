@@ -174,6 +174,14 @@ static void begin(void)
 	WRITE_ONCE(begun, true);
 }
 
+/* It goes there, and is held when this returns. */
+static void hold(const char *at, pthread_t *thread, void *(*fn)(void *), void *arg)
+{
+	write_text(HOLD "at", at);
+	start(thread, fn, arg);
+	hold_wait();
+}
+
 /* It has done so, or waits, unless this machine is very slow. */
 static void give_time(void)
 {
@@ -214,9 +222,7 @@ static void give_order(held_data *self, uint64_t page, bool store)
 static void hold_fault(held_data *self, uint64_t page, bool store)
 {
 	give_order(self, page, store);
-	write_text(HOLD "at", FAULT);
-	start(&self->thread, vcpu_thread, self);
-	hold_wait();
+	hold(FAULT, &self->thread, vcpu_thread, self);
 	TEST_ASSERT_EQ(read_number(HOLD "hits"), 1);
 }
 
@@ -348,9 +354,7 @@ static void *prefault_thread(void *arg)
 /* It may map the shared page, or find nothing to do, but not the page that was there. */
 TEST_F_TIMEOUT(held, prefault_of_punched, TIMEOUT)
 {
-	write_text(HOLD "at", FAULT);
-	start(&self->thread, prefault_thread, self);
-	hold_wait();
+	hold(FAULT, &self->thread, prefault_thread, self);
 	punch(self, 1);
 	let_go();
 	pthread_join(self->thread, NULL);
@@ -511,6 +515,7 @@ TEST_F_TIMEOUT(held, killed, TIMEOUT)
 
 struct convert {
 	int fd;
+	bool allocate;		/* not a hole */
 	bool done;
 };
 
@@ -519,7 +524,10 @@ static void *convert_thread(void *arg)
 	struct convert *convert = arg;
 
 	begin();
-	memfd_to_shared(convert->fd, UNIT, UNIT);
+	if (convert->allocate)
+		memfd_to_private(convert->fd, UNIT, UNIT);
+	else
+		memfd_to_shared(convert->fd, UNIT, UNIT);
 	WRITE_ONCE(convert->done, true);
 	return NULL;
 }
@@ -539,9 +547,7 @@ static void convert_while(held_data *self, const char *at, void *(*fn)(void *))
 	struct convert convert = { .fd = self->fd };
 	pthread_t thread;
 
-	write_text(HOLD "at", at);
-	start(&self->thread, fn, self);
-	hold_wait();
+	hold(at, &self->thread, fn, self);
 	start(&thread, convert_thread, &convert);
 	give_time();
 	TEST_ASSERT(!READ_ONCE(convert.done), "A conversion in the middle of it");
@@ -576,9 +582,7 @@ static void hold_failure(held_data *self, uint64_t page, pthread_t *thread,
 			 struct offline *offline)
 {
 	offline->pfn = pfn_of(self, page);
-	write_text(HOLD "at", "memfile_zap");
-	start(thread, offline_thread, offline);
-	hold_wait();
+	hold("memfile_zap", thread, offline_thread, offline);
 }
 
 static void failure_goes_on(pthread_t thread, struct offline *offline)
@@ -718,9 +722,7 @@ TEST_F_TIMEOUT(held, conversion, TIMEOUT)
 	struct convert convert = { .fd = self->fd };
 	pthread_t thread;
 
-	write_text(HOLD "at", "memfile_invalidate_start");
-	start(&thread, convert_thread, &convert);
-	hold_wait();
+	hold("memfile_invalidate_start", &thread, convert_thread, &convert);
 	expect_now(self, 1, 0);
 	expect_now(self, 0, 0);
 	let_go();
@@ -739,9 +741,7 @@ TEST_F_TIMEOUT(held, middle_of_conversion, TIMEOUT)
 	pthread_t thread;
 
 	expect_now(self, 1, 0);
-	write_text(HOLD "at", "mm_filemap_delete_from_page_cache");
-	start(&thread, convert_thread, &convert);
-	hold_wait();
+	hold("mm_filemap_delete_from_page_cache", &thread, convert_thread, &convert);
 	TEST_ASSERT_EQ(nr_private_mapped(self->vm), 0);
 	expect_now(self, 0, 0);
 	TEST_ASSERT_EQ(nr_private_mapped(self->vm), 1);
@@ -755,31 +755,19 @@ TEST_F_TIMEOUT(held, middle_of_conversion, TIMEOUT)
 	expect_now(self, 0, 0);
 }
 
-static void *allocate_thread(void *arg)
-{
-	struct convert *convert = arg;
-
-	begin();
-	memfd_to_private(convert->fd, UNIT, UNIT);
-	WRITE_ONCE(convert->done, true);
-	return NULL;
-}
-
 /*
  * The same the other way round: the page has come, and consumers wait for the
  * end. The shared one is out of reach, and nobody gets the private one yet.
  */
 TEST_F_TIMEOUT(held, middle_of_allocation, TIMEOUT)
 {
-	struct convert convert = { .fd = self->fd };
+	struct convert convert = { .fd = self->fd, .allocate = true };
 	pthread_t thread;
 
 	memfd_to_shared(self->fd, 0, SIZE);
 	expect_now(self, 1, ALIAS);
 	expect_now(self, 0, ALIAS);
-	write_text(HOLD "at", "mm_filemap_add_to_page_cache");
-	start(&thread, allocate_thread, &convert);
-	hold_wait();
+	hold("mm_filemap_add_to_page_cache", &thread, convert_thread, &convert);
 	expect_now(self, 0, ALIAS);
 	give_order(self, 1, true);
 	start(&self->thread, vcpu_thread, self);
@@ -799,9 +787,7 @@ TEST_F_TIMEOUT(held, end_of_conversion, TIMEOUT)
 	struct convert first = { .fd = self->fd }, second = { .fd = self->fd };
 	pthread_t threads[2];
 
-	write_text(HOLD "at", "memfile_invalidate_end");
-	start(&threads[0], convert_thread, &first);
-	hold_wait();
+	hold("memfile_invalidate_end", &threads[0], convert_thread, &first);
 	expect_now(self, 1, ALIAS);
 	start(&threads[1], convert_thread, &second);
 	give_time();
